@@ -1,0 +1,151 @@
+//! What the engine tells the readers of a job: a buffer the size of the whole image, so the engine never waits for anyone.
+//!
+//! One writer (the engine thread) appends values and moves a watermark; any number of readers take what lies below it.
+//! There is no lock: a value is stored before the watermark passes it (release) and read after the watermark was seen to
+//! have passed it (acquire). A reader that never comes costs the buffer and nothing else.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::time::Instant;
+
+use tokio::sync::Notify;
+
+use crate::error::Error;
+use crate::image::Rank;
+
+/// Consecutive values of one image, in rank order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Run {
+    /// Which image of the job, from 0.
+    pub image: u32,
+    /// Rank of the first value.
+    pub first: Rank,
+    /// The values.
+    pub values: Vec<u16>,
+    /// Natural log of each value's probability under the model, as many as values.
+    pub log_probs: Vec<f32>,
+}
+
+/// The values of one image as they are sampled.
+#[derive(Debug)]
+pub struct ImageBuffer {
+    /// Ranks before this one came with the request and are not stored here.
+    start: Rank,
+    values: Box<[AtomicU16]>,
+    log_probs: Box<[AtomicU32]>,
+    /// Values stored so far, counted from `start`.
+    stored: AtomicU32,
+    log_likelihood: OnceLock<f64>,
+}
+
+impl ImageBuffer {
+    /// Room for ranks `start..values`.
+    #[must_use]
+    pub fn new(start: Rank, values: Rank) -> Self {
+        let room = values.saturating_sub(start) as usize;
+        Self {
+            start,
+            values: (0..room).map(|_| AtomicU16::new(0)).collect(),
+            log_probs: (0..room).map(|_| AtomicU32::new(0)).collect(),
+            stored: AtomicU32::new(0),
+            log_likelihood: OnceLock::new(),
+        }
+    }
+
+    /// Appends a value; only the engine thread calls this. Beyond the room nothing happens.
+    pub fn push(&self, value: u16, log_prob: f32) {
+        let index = self.stored.load(Ordering::Relaxed);
+        if let (Some(place), Some(log)) = (self.values.get(index as usize), self.log_probs.get(index as usize)) {
+            place.store(value, Ordering::Relaxed);
+            log.store(log_prob.to_bits(), Ordering::Relaxed);
+            self.stored.store(index + 1, Ordering::Release);
+        }
+    }
+
+    /// Marks the image complete with the log-likelihood of all its values, prefix included, in nats.
+    pub fn finish(&self, log_likelihood: f64) {
+        // Only the engine thread finishes an image, and once.
+        let _ = self.log_likelihood.set(log_likelihood);
+    }
+
+    /// Log-likelihood of the whole image in nats, once it is complete.
+    #[must_use]
+    pub fn log_likelihood(&self) -> Option<f64> {
+        self.log_likelihood.get().copied()
+    }
+
+    /// Values stored so far.
+    #[must_use]
+    pub fn stored(&self) -> u32 {
+        self.stored.load(Ordering::Acquire)
+    }
+
+    /// The stored values `taken..upto`, as a run of image `image`. `upto` is cut to what is stored.
+    #[must_use]
+    pub fn run(&self, image: u32, taken: u32, upto: u32) -> Run {
+        let span = taken as usize..upto.min(self.stored()).max(taken) as usize;
+        let values = self.values.get(span.clone()).unwrap_or_default();
+        let log_probs = self.log_probs.get(span).unwrap_or_default();
+        Run {
+            image,
+            first: self.start + taken,
+            values: values.iter().map(|value| value.load(Ordering::Relaxed)).collect(),
+            log_probs: log_probs.iter().map(|log| f32::from_bits(log.load(Ordering::Relaxed))).collect(),
+        }
+    }
+}
+
+/// When things happened to a job. Set once each, by the engine thread.
+#[derive(Debug, Default)]
+pub struct Milestones {
+    /// The first of its images got a slot.
+    pub admitted: OnceLock<Instant>,
+    /// Its first prefix was taken in; the same as `admitted` if there is none.
+    pub prefilled: OnceLock<Instant>,
+    /// Its first value was sampled.
+    pub first_value: OnceLock<Instant>,
+    /// Its last image was complete.
+    pub finished: OnceLock<Instant>,
+}
+
+/// Everything the engine tells the reader of a sampling job.
+#[derive(Debug)]
+pub struct SampleBuffer {
+    /// One for each image of the job.
+    pub images: Vec<ImageBuffer>,
+    /// When things happened.
+    pub milestones: Milestones,
+    /// Largest number of images in one step with one of this job's.
+    pub peak_batch: AtomicU32,
+    /// Values sampled over all images.
+    pub sampled: AtomicU64,
+    /// Why it ended early, if it did.
+    pub failure: OnceLock<Error>,
+    /// Woken whenever a unit of the job's granularity, the last value or a failure is there to be read.
+    pub wake: Notify,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reader_on_another_thread_sees_every_value_in_order_and_none_before_it_is_stored() {
+        let buffer = ImageBuffer::new(3, 10_003);
+        std::thread::scope(|scope| {
+            scope.spawn(|| (0..10_000u16).for_each(|value| buffer.push(value, -f32::from(value))));
+            let mut seen = 0;
+            while seen < 10_000 {
+                let run = buffer.run(5, seen, u32::MAX);
+                assert_eq!((run.image, run.first), (5, 3 + seen));
+                for (value, log_prob) in run.values.iter().zip(&run.log_probs) {
+                    assert_eq!(u32::from(*value), seen);
+                    assert_eq!(*log_prob, -f32::from(*value));
+                    seen += 1;
+                }
+            }
+        });
+        buffer.push(1, 0.0);
+        assert_eq!(buffer.stored(), 10_000, "there is room for no more");
+    }
+}

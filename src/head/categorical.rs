@@ -1,0 +1,147 @@
+//! The categorical law: a softmax over the levels of one value.
+
+use super::{Draw, NotFinite, Tuning};
+
+/// Largest logit and ln of the summed weights exp(l - max), in ascending order of value.
+fn normaliser(row: &[f32]) -> Result<(f64, f64), NotFinite> {
+    if row.is_empty() || !row.iter().all(|logit| logit.is_finite()) {
+        return Err(NotFinite);
+    }
+    let max = f64::from(row.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    let total: f64 = row.iter().map(|&logit| (f64::from(logit) - max).exp()).sum();
+    Ok((max, total.ln()))
+}
+
+pub(super) fn log_prob(row: &[f32], value: u16) -> Result<f64, NotFinite> {
+    let (max, ln_total) = normaliser(row)?;
+    let logit = row.get(usize::from(value)).ok_or(NotFinite)?;
+    Ok(f64::from(*logit) - max - ln_total)
+}
+
+pub(super) fn draw(row: &[f32], tuning: &Tuning, u: f64) -> Result<Draw, NotFinite> {
+    let (max, ln_total) = normaliser(row)?;
+    let value = if tuning.temperature() == 0.0 {
+        let likeliest =
+            |best: (usize, f32), (value, &logit): (usize, &f32)| if logit > best.1 { (value, logit) } else { best };
+        row.iter().enumerate().fold((0, f32::NEG_INFINITY), likeliest).0
+    } else {
+        let temperature = f64::from(tuning.temperature());
+        let weight = |logit: f32| ((f64::from(logit) - max) / temperature).exp();
+        if tuning.truncates() {
+            let mut weights: Vec<f64> = row.iter().map(|&logit| weight(logit)).collect();
+            truncate(&mut weights, tuning);
+            inverse_cdf(weights.iter().copied(), u)
+        } else {
+            inverse_cdf(row.iter().map(|&logit| weight(logit)), u)
+        }
+    };
+    let log_prob = row.get(value).map_or(f64::NEG_INFINITY, |&logit| f64::from(logit) - max - ln_total);
+    Ok(Draw { value: value as u16, log_prob })
+}
+
+/// The first value whose cumulative weight exceeds u times the total; the last one with weight if rounding leaves none.
+fn inverse_cdf(weights: impl Iterator<Item = f64> + Clone, u: f64) -> usize {
+    let threshold = u * weights.clone().sum::<f64>();
+    let (mut cumulative, mut last) = (0.0, 0);
+    for (value, weight) in weights.enumerate() {
+        cumulative += weight;
+        if weight > 0.0 {
+            last = value;
+            if cumulative > threshold {
+                break;
+            }
+        }
+    }
+    last
+}
+
+/// Sets to zero the weight of every value that `top_k` or `top_p` cuts off.
+fn truncate(weights: &mut [f64], tuning: &Tuning) {
+    let mut likeliest: Vec<(usize, f64)> = weights.iter().copied().enumerate().collect();
+    likeliest.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    let mut keep = if tuning.top_k() == 0 { likeliest.len() } else { likeliest.len().min(tuning.top_k() as usize) };
+    if tuning.top_p() < 1.0 {
+        let kept = || likeliest.iter().take(keep).map(|&(_, weight)| weight);
+        let wanted = f64::from(tuning.top_p()) * kept().sum::<f64>();
+        let mut mass = 0.0;
+        let below = kept().take_while(|weight| {
+            mass += weight;
+            mass < wanted
+        });
+        keep = keep.min(below.count() + 1);
+    }
+    for &(value, _) in likeliest.iter().skip(keep) {
+        if let Some(weight) = weights.get_mut(value) {
+            *weight = 0.0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tuning(temperature: f32, top_k: Option<u32>, top_p: Option<f32>) -> Tuning {
+        Tuning::new(Some(temperature), top_k, top_p).unwrap()
+    }
+
+    #[test]
+    fn probabilities_sum_to_one() {
+        let row: Vec<f32> = (0..300).map(|v| ((v * 37) % 101) as f32 / 9.0 - 4.0).collect();
+        let total: f64 = (0..300).map(|value| log_prob(&row, value).unwrap().exp()).sum();
+        assert!((total - 1.0).abs() < 1e-12, "{total}");
+    }
+
+    #[test]
+    fn equal_logits_give_exactly_the_log_of_the_levels() {
+        assert_eq!(log_prob(&[0.0; 256], 77).unwrap(), -(256f64.ln()));
+    }
+
+    #[test]
+    fn draws_follow_the_law() {
+        let row = [0.0, 1.0, -1.0, 2.0];
+        let mut counts = [0u32; 4];
+        let draws = 40_000;
+        for rank in 0..draws {
+            let drawn = draw(&row, &Tuning::default(), crate::noise::uniform(3, 0, rank)).unwrap();
+            assert_eq!(drawn.log_prob, log_prob(&row, drawn.value).unwrap());
+            counts[usize::from(drawn.value)] += 1;
+        }
+        for (value, count) in counts.into_iter().enumerate() {
+            let expected = log_prob(&row, value as u16).unwrap().exp();
+            let seen = f64::from(count) / f64::from(draws);
+            assert!((seen - expected).abs() < 0.01, "value {value}: {seen} against {expected}");
+        }
+    }
+
+    #[test]
+    fn tuning_narrows_the_choice_but_not_the_log_probability() {
+        let row = [0.0, 3.0, 2.0, 3.0];
+        for step in 0..100 {
+            let u = (f64::from(step) + 0.5) / 100.0;
+            assert_eq!(draw(&row, &tuning(0.0, None, None), u).unwrap().value, 1, "a tie goes to the lower value");
+            assert_eq!(draw(&row, &tuning(1.0, Some(1), None), u).unwrap().value, 1);
+            assert_ne!(draw(&row, &tuning(1.0, Some(3), None), u).unwrap().value, 0);
+            assert!([1, 3].contains(&draw(&row, &tuning(1.0, None, Some(0.7)), u).unwrap().value));
+            let cold = draw(&row, &tuning(0.2, None, None), u).unwrap();
+            assert_eq!(cold.log_prob, log_prob(&row, cold.value).unwrap());
+        }
+    }
+
+    #[test]
+    fn parameters_that_are_not_finite_are_refused() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            assert_eq!(draw(&[0.0, bad], &Tuning::default(), 0.5), Err(NotFinite));
+            assert_eq!(log_prob(&[0.0, bad], 0), Err(NotFinite));
+        }
+        assert_eq!(log_prob(&[0.0, 0.0], 2), Err(NotFinite));
+    }
+
+    #[test]
+    fn extreme_uniforms_and_logits_stay_within_the_levels() {
+        for u in [1e-300, 0.5, 1.0 - f64::EPSILON / 2.0] {
+            let drawn = draw(&[-1e30, 0.0, 1e30, -1e30], &Tuning::default(), u).unwrap();
+            assert_eq!((drawn.value, drawn.log_prob), (2, 0.0));
+        }
+    }
+}

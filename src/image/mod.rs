@@ -1,0 +1,10 @@
+//! Images as the models see them: a shape, an order of generation, values. Knows nothing else of pixeld.
+
+mod canvas;
+pub mod codec;
+mod order;
+mod shape;
+
+pub use canvas::Canvas;
+pub use order::{Order, Position, Rank};
+pub use shape::{MAX_LEVELS, MAX_VALUES, Shape};

@@ -1,0 +1,3 @@
+//! One file for each architecture, in the order of its paper. See `model::FAMILIES`.
+
+pub mod toy;

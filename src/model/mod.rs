@@ -1,0 +1,153 @@
+//! The seam between the engine and the families: what a model must be able to do.
+
+pub mod families;
+pub mod manifest;
+mod registry;
+
+use std::ops::Range;
+
+pub use registry::{FAMILIES, Family, Placement};
+
+use crate::image::{Canvas, Rank};
+use crate::spec::ModelSpec;
+
+/// Place of one image's decode state inside a model, 0..`spec().slots`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Slot(pub u32);
+
+/// What an image is conditioned on, already checked against the spec.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Condition {
+    /// Class label.
+    pub class: Option<u32>,
+}
+
+/// One image's part in a step: the row at `canvas.known()` is wanted.
+#[derive(Clone, Copy, Debug)]
+pub struct StepRow<'a> {
+    /// Where its state lies.
+    pub slot: Slot,
+    /// Its values so far; the step predicts the next.
+    pub canvas: &'a Canvas,
+}
+
+/// One image of a scoring pass.
+#[derive(Clone, Copy, Debug)]
+pub struct ScoreRow<'a> {
+    /// The complete image.
+    pub canvas: &'a Canvas,
+    /// Its conditioning.
+    pub condition: Condition,
+}
+
+/// Rows of head parameters in host memory, reused from step to step.
+#[derive(Clone, Debug)]
+pub struct ParamRows {
+    width: usize,
+    data: Vec<f32>,
+}
+
+impl ParamRows {
+    /// No rows yet, each `width` parameters long when they come.
+    #[must_use]
+    pub fn new(width: usize) -> Self {
+        Self { width, data: Vec::new() }
+    }
+
+    /// Makes room for `rows` rows and hands them out as one slice, row after row; what they held before is unspecified.
+    pub fn resize(&mut self, rows: usize) -> &mut [f32] {
+        self.data.resize(rows * self.width, 0.0);
+        &mut self.data
+    }
+
+    /// Row `index`, empty if there is none.
+    #[must_use]
+    pub fn row(&self, index: usize) -> &[f32] {
+        self.data.get(index * self.width..(index + 1) * self.width).unwrap_or_default()
+    }
+
+    /// Length of a row.
+    #[must_use]
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// How many rows there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.data.len().checked_div(self.width).unwrap_or(0)
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.data.is_empty()
+    }
+}
+
+/// How far a fault reaches.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ModelError {
+    /// These slots are spoilt; the others are as they should be.
+    #[error("slots {0:?} failed")]
+    Slots(Vec<Slot>),
+    /// This call failed and the state of every slot in it is unknown; the model itself may go on.
+    #[error("{0}")]
+    Step(String),
+    /// The model cannot go on.
+    #[error("{0}")]
+    Fatal(String),
+}
+
+/// A loaded model with its decode state. Owned by one engine thread: `Send`, not `Sync`.
+///
+/// A slot's life is `open`, any mix of `absorb` and `step` in rank order, `close`. State is that of the slot alone: what
+/// other slots hold never changes a slot's parameters (for which bits, see each family's notes on batch invariance).
+pub trait PixelModel: Send {
+    /// What it promises.
+    fn spec(&self) -> &ModelSpec;
+
+    /// Readies `slot` for a new image: clears what it held and takes in the conditioning, which is computed once.
+    ///
+    /// # Errors
+    /// A [`ModelError`] if the device fails.
+    fn open(&mut self, slot: Slot, condition: &Condition) -> Result<(), ModelError>;
+
+    /// Takes in the values of `canvas` at ranks `known`, in parallel, and puts the parameter rows that predicted them
+    /// into `out`, one for each step (`known.len() / values_per_step`). `known` starts where the slot stands.
+    ///
+    /// # Errors
+    /// A [`ModelError`] if the device fails.
+    fn absorb(
+        &mut self,
+        slot: Slot,
+        canvas: &Canvas,
+        known: Range<Rank>,
+        out: &mut ParamRows,
+    ) -> Result<(), ModelError>;
+
+    /// Predicts the next values of every row, in one evaluation; row i of `out` belongs to `rows[i]`. Rows may stand at
+    /// different ranks. Slots are distinct.
+    ///
+    /// # Errors
+    /// A [`ModelError`] if the device fails.
+    fn step(&mut self, rows: &[StepRow<'_>], out: &mut ParamRows) -> Result<(), ModelError>;
+
+    /// One slice of a teacher-forced pass over complete images, independent of every slot. Starts a pass if `from` is 0,
+    /// otherwise goes on with the same `rows` where the last slice ended. Returns the rank reached, above `from` and at
+    /// most N; a family that scores in one go returns N at once. `rows_wanted` says how many rows (images x ranks) the
+    /// caller would like a slice to be. Rows of `out`: image by image, ranks `from..reached` within.
+    ///
+    /// # Errors
+    /// A [`ModelError`] if the device fails.
+    fn score(
+        &mut self,
+        rows: &[ScoreRow<'_>],
+        from: Rank,
+        rows_wanted: u32,
+        out: &mut ParamRows,
+    ) -> Result<Rank, ModelError>;
+
+    /// Ends the image in `slot`.
+    fn close(&mut self, slot: Slot);
+}
