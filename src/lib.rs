@@ -2,6 +2,7 @@
 //!
 //! Modules in reading order.
 
+pub mod config;
 pub mod engine;
 pub mod error;
 pub mod head;

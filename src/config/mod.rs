@@ -1,0 +1,67 @@
+//! What the operator decides. Checked once, at the start: a `Config` that exists cannot be wrong.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::engine::EngineConfig;
+use crate::job::Limits;
+
+/// The effective configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The listener.
+    pub server: Server,
+    /// Where models come from.
+    pub models: Models,
+    /// How they are run.
+    pub engine: Engine,
+    /// What a request may ask for.
+    pub limits: Limits,
+    /// What is logged.
+    pub log: Log,
+}
+
+/// The gRPC listener.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Server {
+    /// Address and port; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Largest request message, in bytes.
+    pub max_request_bytes: usize,
+    /// Streams one connection may have open at once.
+    pub max_streams_per_connection: u32,
+    /// How long running requests may go on after the signal to stop.
+    pub drain_timeout: Duration,
+}
+
+/// Where models come from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Models {
+    /// Directory with one package in each subdirectory.
+    pub root: Option<PathBuf>,
+    /// Whether the package inside the binary is served too, unless `root` holds one of that name.
+    pub embedded: bool,
+    /// Largest weights file, in bytes.
+    pub max_weight_bytes: u64,
+}
+
+/// How models are run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Engine {
+    /// Images of one model that can be in the making at once.
+    pub slots: u32,
+    /// Threads libtorch uses inside one operation.
+    pub threads: u32,
+    /// The rest.
+    pub engine: EngineConfig,
+}
+
+/// What is logged, to standard error.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Log {
+    /// A `tracing` filter, for example `info,pixeld=debug`.
+    pub filter: String,
+    /// One JSON object a line instead of text.
+    pub json: bool,
+}
