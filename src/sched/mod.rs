@@ -5,11 +5,17 @@
 //! leave at any step. How many may wait is bounded outside, by the permits that `engine::handle` gives out; deadlines are
 //! kept by the streams that hold those permits, and reach the scheduler as cancellations.
 
+mod queue;
+mod scheduler;
+#[cfg(test)]
+mod tests;
+
 use std::ops::Range;
 use std::time::Duration;
 
+pub use scheduler::Scheduler;
+
 use crate::image::Rank;
-use crate::job::Class;
 use crate::model::Slot;
 
 /// Names a job; given out by the engine, never reused.
@@ -96,15 +102,16 @@ pub struct ScoreSlice {
     pub from: Rank,
 }
 
-/// What one tick of the engine will do, in this order.
+/// What one tick of the engine will do, in this order. A tick takes prefixes in and steps, or scores: while both kinds of
+/// work wait, whichever is behind its share of the time goes next.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// Slots to close.
     pub release: Vec<Slot>,
     /// Slots to open.
     pub admit: Vec<Admission>,
-    /// Prefixes to take in; an image in here is not in `advance`.
-    pub absorb: Vec<Absorb>,
+    /// A piece of a prefix to take in; at most one a tick, so that no step waits for more than one.
+    pub absorb: Option<Absorb>,
     /// The step.
     pub advance: Vec<Advance>,
     /// The scoring slice.
@@ -142,6 +149,4 @@ pub struct Snapshot {
     pub running: u32,
     /// Images waiting to be scored or in the scoring pass.
     pub scoring: u32,
-    /// Jobs with at least one image of the above.
-    pub jobs: u32,
 }
