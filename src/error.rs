@@ -110,6 +110,12 @@ pub enum Error {
         /// The names there are, comma-separated.
         known: String,
     },
+    /// The model is still being loaded or warmed up; try again soon.
+    #[error("model {name:?} is not ready yet")]
+    ModelLoading {
+        /// The model.
+        name: String,
+    },
     /// The model is known but not serving: its package was refused or it broke down.
     #[error("model {name:?} is not serving: {why}")]
     ModelFailed {
@@ -141,6 +147,12 @@ pub enum Error {
         /// Where.
         stage: DeadlineStage,
         /// Values sampled and kept so far, over all images of the request.
+        values: u64,
+    },
+    /// The client left the answer unread for too long, so its work was stopped.
+    #[error("the answer was left unread for too long")]
+    ClientTooSlow {
+        /// Values handed to the transport so far, over all images of the request.
         values: u64,
     },
     /// The client, or an operator, cancelled it.

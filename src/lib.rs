@@ -2,6 +2,7 @@
 //!
 //! Modules in reading order.
 
+pub mod app;
 pub mod config;
 pub mod engine;
 pub mod error;
@@ -10,5 +11,6 @@ pub mod image;
 pub mod job;
 pub mod model;
 pub mod noise;
+pub mod rpc;
 pub mod sched;
 pub mod spec;

@@ -1,0 +1,126 @@
+//! From what the engine and the catalogue know to what goes over the wire.
+
+use std::time::Duration;
+
+use super::proto;
+use crate::engine::catalogue::State;
+use crate::engine::{Score, Timing, Usage};
+use crate::image::{Canvas, Order, Shape, codec};
+use crate::job::Reproducibility;
+use crate::spec::ModelSpec;
+
+/// Resource name of a model.
+pub(super) fn model_name(name: &str) -> String {
+    format!("models/{name}")
+}
+
+pub(super) fn shape(shape: Shape) -> proto::ImageShape {
+    proto::ImageShape {
+        height: shape.height(),
+        width: shape.width(),
+        channels: shape.channels(),
+        levels: shape.levels(),
+    }
+}
+
+pub(super) fn order(order: Order) -> proto::Order {
+    match order {
+        Order::Raster => proto::Order::Raster,
+    }
+}
+
+pub(super) fn reproducibility(promise: Reproducibility) -> proto::Reproducibility {
+    match promise {
+        Reproducibility::BatchInvariant => proto::Reproducibility::BatchInvariant,
+        Reproducibility::BestEffort => proto::Reproducibility::BestEffort,
+    }
+}
+
+/// An image in `encoding`.
+///
+/// # Errors
+/// What the codec has against it.
+pub(super) fn image(canvas: &Canvas, spec: &ModelSpec, encoding: proto::ImageEncoding) -> Result<proto::Image, String> {
+    let raster = canvas.to_raster(spec.order);
+    let data = match encoding {
+        proto::ImageEncoding::Png => codec::encode_png(&raster, spec.shape)?,
+        _ => codec::values_to_raw(&raster, spec.shape),
+    };
+    Ok(proto::Image { data: data.into(), encoding: encoding.into(), shape: Some(shape(spec.shape)) })
+}
+
+pub(super) fn score(item_id: String, score: Score, spec: &ModelSpec) -> proto::ImageScore {
+    let nll = -score.log_likelihood;
+    let values = spec.shape.values();
+    proto::ImageScore {
+        item_id,
+        nll_nats: nll,
+        bits_per_dim: nll / (f64::from(values) * std::f64::consts::LN_2),
+        scored_values: values,
+        value_nll_nats: score.log_probs.map_or_else(Vec::new, |log_probs| in_raster_order(&log_probs, spec)),
+    }
+}
+
+/// Values given by rank, negated and put where the image has them.
+fn in_raster_order(log_probs: &[f32], spec: &ModelSpec) -> Vec<f32> {
+    let mut raster = vec![0.0; spec.shape.values() as usize];
+    for (rank, log_prob) in (0..).zip(log_probs) {
+        if let Some(place) = raster.get_mut(spec.order.position(spec.shape, rank).raster(spec.shape) as usize) {
+            *place = -log_prob;
+        }
+    }
+    raster
+}
+
+pub(super) fn usage(usage: Usage) -> proto::Usage {
+    proto::Usage {
+        sampled_values: usage.sampled_values,
+        prefix_values: usage.prefix_values,
+        peak_batch_size: usage.peak_batch,
+    }
+}
+
+pub(super) fn timing(timing: Timing) -> proto::Timing {
+    proto::Timing {
+        queue_duration: duration(timing.queue),
+        prefill_duration: duration(timing.prefill),
+        first_value_duration: duration(timing.first_value),
+        decode_duration: duration(timing.decode),
+    }
+}
+
+fn duration(duration: Duration) -> Option<prost_types::Duration> {
+    duration.try_into().ok()
+}
+
+/// A model as the catalogue lists it.
+pub(super) fn model(name: &str, state: &State, draining: bool) -> proto::Model {
+    let listed = |state: proto::ModelState| proto::Model {
+        name: model_name(name),
+        state: state.into(),
+        ..proto::Model::default()
+    };
+    let (handle, since) = match state {
+        State::Loading => return listed(proto::ModelState::Loading),
+        State::Warming => return listed(proto::ModelState::Warming),
+        State::Failed { why } => {
+            return proto::Model { state_message: why.clone(), ..listed(proto::ModelState::Failed) };
+        }
+        State::Serving { handle, since } => (handle, *since),
+    };
+    let spec = handle.spec();
+    proto::Model {
+        revision: spec.revision.clone(),
+        shape: Some(shape(spec.shape)),
+        architecture: spec.family.to_owned(),
+        class_count: spec.condition.classes,
+        class_required: spec.condition.class_required,
+        max_running_images: spec.slots,
+        device_bytes_per_image: spec.bytes_per_slot,
+        ready_time: Some(since.into()),
+        description: spec.description.clone(),
+        order: order(spec.order).into(),
+        held_out_bits_per_dim: spec.held_out_bits_per_dim,
+        ..listed(if draining { proto::ModelState::Draining } else { proto::ModelState::Ready })
+    }
+}

@@ -1,0 +1,138 @@
+//! What every call goes through before its service: deadline, span, one line in the access log, a count of open calls.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use http::{HeaderMap, Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::{Bytes, Incoming};
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+use tonic::{Code, Status};
+use tower::Service;
+use tracing::{Instrument, Span};
+
+use super::deadline::{self, Deadline};
+use super::status::status;
+
+/// Wraps the routes; `open` counts calls from their first header to the last byte handed to the transport.
+#[derive(Clone, Debug)]
+pub(super) struct Calls<S> {
+    inner: S,
+    open: TaskTracker,
+}
+
+impl<S> Calls<S> {
+    pub(super) fn new(inner: S, open: TaskTracker) -> Self {
+        Self { inner, open }
+    }
+}
+
+type Answer = Response<Logged>;
+
+impl<S> Service<Request<Incoming>> for Calls<S>
+where
+    S: Service<Request<tonic::body::Body>, Response = Response<tonic::body::Body>> + Send,
+    S::Future: Send + 'static,
+{
+    type Response = Answer;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Answer, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: Request<Incoming>) -> Self::Future {
+        let method = request.uri().path().to_owned();
+        let span =
+            tracing::info_span!("call", method, request_id = tracing::field::Empty, model = tracing::field::Empty);
+        let record = Record { started: Instant::now(), code: None, span: span.clone(), _open: self.open.token() };
+        let deadline = match deadline::read(request.headers(), record.started) {
+            Ok(deadline) => deadline,
+            Err(error) => return Box::pin(async move { Ok(refusal(status(&error), record)) }),
+        };
+        request.extensions_mut().insert(Deadline(deadline));
+        let answer = self.inner.call(request.map(tonic::body::Body::new));
+        let bounded = async move {
+            tokio::select! {
+                biased;
+                answer = answer => Ok(Logged::wrap(answer?, record)),
+                // The services answer by themselves at the deadline; this ends a request that never came to its end.
+                () = deadline::passed(deadline) => Ok(refusal(status(&deadline::exceeded()), record)),
+            }
+        };
+        Box::pin(bounded.instrument(span))
+    }
+}
+
+fn refusal(status: Status, record: Record) -> Answer {
+    Logged::wrap(status.into_http(), record)
+}
+
+/// One call, for the log. Written when the answer has been handed over, or was dropped on the way.
+struct Record {
+    started: Instant,
+    code: Option<Code>,
+    span: Span,
+    _open: TaskTrackerToken,
+}
+
+impl Record {
+    fn note(&mut self, headers: &HeaderMap) {
+        if let Some(value) = headers.get("grpc-status") {
+            self.code = Some(Code::from_bytes(value.as_bytes()));
+        }
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        // Nobody took the end of the answer: the client is gone.
+        let code = self.code.unwrap_or(Code::Cancelled);
+        let elapsed_ms = self.started.elapsed().as_secs_f64() * 1e3;
+        self.span.in_scope(|| tracing::info!(?code, elapsed_ms, "call ended"));
+    }
+}
+
+/// A response body that notes how the call ended.
+pub(super) struct Logged {
+    body: tonic::body::Body,
+    record: Record,
+}
+
+impl Logged {
+    fn wrap(answer: Response<tonic::body::Body>, mut record: Record) -> Answer {
+        record.note(answer.headers());
+        answer.map(|body| Self { body, record })
+    }
+}
+
+impl Body for Logged {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let this = &mut *self;
+        let span = this.record.span.clone();
+        let polled = span.in_scope(|| Pin::new(&mut this.body).poll_frame(context));
+        if let Poll::Ready(Some(Ok(frame))) = &polled
+            && let Some(trailers) = frame.trailers_ref()
+        {
+            this.record.note(trailers);
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

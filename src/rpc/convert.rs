@@ -1,0 +1,254 @@
+//! From what came over the wire to checked jobs: every broken rule is collected, under the path of its field.
+
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::proto;
+use crate::engine::Handle;
+use crate::engine::catalogue::Catalogue;
+use crate::error::{Error, Violations};
+use crate::image::{Canvas, Shape, codec};
+use crate::job::{self, Class, Granularity, Limits, Reproducibility, SampleJob, SampleRequest};
+use crate::model::Condition;
+use crate::spec::ModelSpec;
+
+/// Bytes one unary answer may hold: what a client must be ready to receive.
+pub(super) const MAX_ANSWER_BYTES: u64 = 16 << 20;
+
+const MAX_REQUEST_ID: usize = 64;
+const MAX_ITEM_ID: usize = 256;
+/// Longest client text quoted back.
+const MAX_QUOTED: usize = 40;
+const LONGEST_QUEUE_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
+const LONGEST_MAX_DELAY: Duration = Duration::from_secs(3600);
+
+/// A generation request that fits its model.
+#[derive(Debug)]
+pub(super) struct Generation {
+    pub(super) handle: Handle,
+    pub(super) job: SampleJob,
+    pub(super) request_id: String,
+}
+
+/// How a stream is to be cut into messages.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Flush {
+    pub(super) granularity: Granularity,
+    pub(super) max_delay: Option<Duration>,
+}
+
+/// Scheduling wishes, checked.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Scheduling {
+    pub(super) class: Class,
+    pub(super) queue_timeout: Option<Duration>,
+}
+
+/// Checks a [`proto::FlushPolicy`] under `flush`.
+pub(super) fn flush(policy: Option<proto::FlushPolicy>, violations: &mut Violations) -> Flush {
+    let policy = policy.unwrap_or_default();
+    let granularity = match known_enum(policy.granularity, "flush.granularity", violations) {
+        proto::Granularity::Unspecified | proto::Granularity::Value => Granularity::Value,
+        proto::Granularity::Pixel => Granularity::Pixel,
+        proto::Granularity::Row => Granularity::Row,
+    };
+    let max_delay = duration(policy.max_delay, "flush.max_delay", Duration::ZERO, LONGEST_MAX_DELAY, violations);
+    Flush { granularity, max_delay }
+}
+
+/// Checks an encoding under `field`.
+pub(super) fn encoding(given: i32, field: &str, violations: &mut Violations) -> proto::ImageEncoding {
+    match known_enum(given, field, violations) {
+        proto::ImageEncoding::Unspecified => proto::ImageEncoding::Raw,
+        known => known,
+    }
+}
+
+/// Checks a [`proto::GenerationSpec`] under `spec`, on top of what is in `violations` already.
+///
+/// # Errors
+/// [`Error::Invalid`] with all that is wrong; what [`Catalogue::resolve`] says.
+pub(super) fn generation(
+    spec: Option<proto::GenerationSpec>,
+    granularity: Granularity,
+    (catalogue, limits): (&Catalogue, &Limits),
+    mut violations: Violations,
+) -> Result<Generation, Error> {
+    let spec = spec.unwrap_or_default();
+    let handle = resolve(&spec.model, catalogue, &mut violations)?;
+    let request_id = request_id(spec.request_id, &mut violations);
+    let scheduling = scheduling(spec.scheduling, &mut violations);
+    let sampling = spec.sampling.unwrap_or_default();
+    let conditioning = spec.conditioning.unwrap_or_default();
+    let reproducibility = match known_enum(sampling.reproducibility, "spec.sampling.reproducibility", &mut violations) {
+        proto::Reproducibility::BestEffort => Reproducibility::BestEffort,
+        proto::Reproducibility::Unspecified | proto::Reproducibility::BatchInvariant => Reproducibility::BatchInvariant,
+    };
+    let Some(handle) = handle else { return Err(violations.into()) };
+    let request = SampleRequest {
+        image_count: spec.image_count,
+        first_image_index: spec.first_image_index,
+        class_label: conditioning.class_label,
+        prefix: conditioning.prefix.into(),
+        temperature: sampling.temperature,
+        top_k: sampling.top_k,
+        top_p: sampling.top_p,
+        seed: sampling.seed,
+        reproducibility,
+        class: scheduling.class,
+        granularity,
+        queue_timeout: scheduling.queue_timeout,
+    };
+    match SampleJob::new(request, handle.spec(), limits, fresh_seed) {
+        Ok(job) => violations.into_result(Generation { handle, job, request_id }).map_err(Error::from),
+        Err(Error::Invalid(found)) => {
+            violations.add_within("spec", found);
+            Err(violations.into())
+        }
+        Err(other) => Err(other),
+    }
+}
+
+/// The model of a spec; `None` if the choice itself breaks a rule, which is in `violations` then.
+pub(super) fn resolve(name: &str, catalogue: &Catalogue, violations: &mut Violations) -> Result<Option<Handle>, Error> {
+    match catalogue.resolve(name) {
+        Ok(handle) => {
+            tracing::Span::current().record("model", handle.spec().name.as_str());
+            Ok(Some(handle))
+        }
+        Err(Error::Invalid(found)) => {
+            violations.add_within("spec", found);
+            Ok(None)
+        }
+        Err(other) => Err(other),
+    }
+}
+
+/// Checks [`proto::SchedulingParams`] under `spec.scheduling`.
+pub(super) fn scheduling(given: Option<proto::SchedulingParams>, violations: &mut Violations) -> Scheduling {
+    let given = given.unwrap_or_default();
+    let class = match known_enum(given.priority, "spec.scheduling.priority", violations) {
+        proto::Priority::Unspecified | proto::Priority::Interactive => Class::Interactive,
+        proto::Priority::Batch => Class::Batch,
+    };
+    const FIELD: &str = "spec.scheduling.queue_timeout";
+    let shortest = Duration::from_nanos(1);
+    let queue_timeout = duration(given.queue_timeout, FIELD, shortest, LONGEST_QUEUE_TIMEOUT, violations);
+    Scheduling { class, queue_timeout }
+}
+
+/// Checks one image to score and its conditioning under `path`, for example `items[3]`. `None` if anything was wrong.
+pub(super) fn score_item(
+    item: &proto::ScoreItem,
+    path: &str,
+    spec: &ModelSpec,
+    violations: &mut Violations,
+) -> Option<(Canvas, Condition)> {
+    let mut found = Violations::new();
+    if item.item_id.len() > MAX_ITEM_ID {
+        found.add("item_id", format!("must be at most {MAX_ITEM_ID} bytes, got {}", item.item_id.len()));
+    }
+    let conditioning = item.conditioning.clone().unwrap_or_default();
+    if !conditioning.prefix.is_empty() {
+        let bytes = conditioning.prefix.len();
+        found.add("conditioning.prefix", format!("must be empty where an image is scored, got {bytes} bytes"));
+    }
+    let condition = job::check_condition(conditioning.class_label, &spec.condition, &mut found);
+    let canvas = match &item.image {
+        Some(image) => canvas(image, spec, &mut found),
+        None => {
+            found.add("image", "must be there");
+            None
+        }
+    };
+    let whole = found.is_empty();
+    violations.add_within(path, found);
+    canvas.filter(|_| whole).map(|canvas| (canvas, condition))
+}
+
+fn canvas(image: &proto::Image, spec: &ModelSpec, violations: &mut Violations) -> Option<Canvas> {
+    let shape = spec.shape;
+    if let Some(given) = image.shape
+        && given != super::answer::shape(shape)
+    {
+        violations
+            .add("image.shape", format!("must be {}, got {}", describe(super::answer::shape(shape)), describe(given)));
+    }
+    let raster = match encoding(image.encoding, "image.encoding", violations) {
+        proto::ImageEncoding::Png => codec::decode_png(&image.data, shape),
+        _ => raw_raster(&image.data, shape),
+    };
+    match raster {
+        // The codec has checked number and range, so the canvas is there.
+        Ok(raster) => Canvas::from_raster(shape, spec.order, &raster),
+        Err(description) => {
+            violations.add("image.data", description);
+            None
+        }
+    }
+}
+
+fn raw_raster(data: &[u8], shape: Shape) -> Result<Vec<u16>, String> {
+    if data.len() != shape.raw_bytes() {
+        return Err(format!("must be {} bytes, got {}", shape.raw_bytes(), data.len()));
+    }
+    codec::values_from_raw(data, shape)
+}
+
+fn describe(shape: proto::ImageShape) -> String {
+    let proto::ImageShape { height, width, channels, levels } = shape;
+    format!("{height}x{width}x{channels} with {levels} levels")
+}
+
+/// The given id if it keeps the rule, a UUID4 if there is none.
+fn request_id(given: String, violations: &mut Violations) -> String {
+    let fits = given.len() <= MAX_REQUEST_ID
+        && given.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+    if !fits {
+        let quoted: String = given.chars().take(MAX_QUOTED).collect();
+        violations.add(
+            "spec.request_id",
+            format!("must be up to {MAX_REQUEST_ID} of A-Z a-z 0-9 - _ . , got {} bytes: {quoted:?}", given.len()),
+        );
+    }
+    let id = if fits && !given.is_empty() { given } else { Uuid::new_v4().to_string() };
+    tracing::Span::current().record("request_id", id.as_str());
+    id
+}
+
+/// The operating system's randomness, by way of the library that already draws from it. A UUID4 has six fixed bits of
+/// 128, so its two halves are folded.
+fn fresh_seed() -> u64 {
+    let (high, low) = Uuid::new_v4().as_u64_pair();
+    high.rotate_left(32) ^ low
+}
+
+/// `given` as the enum it should be, its zero value if it is out of range.
+pub(super) fn known_enum<E: TryFrom<i32> + Default>(given: i32, field: &str, violations: &mut Violations) -> E {
+    E::try_from(given).unwrap_or_else(|_| {
+        violations.add(field, format!("must be a value of the enum, got {given}"));
+        E::default()
+    })
+}
+
+fn duration(
+    given: Option<prost_types::Duration>,
+    field: &str,
+    shortest: Duration,
+    longest: Duration,
+    violations: &mut Violations,
+) -> Option<Duration> {
+    let given = given?;
+    let whole = u64::try_from(given.seconds).ok();
+    let nanos = u32::try_from(given.nanos).ok().filter(|nanos| *nanos < 1_000_000_000);
+    let checked = whole.zip(nanos).map(|(whole, nanos)| Duration::new(whole, nanos));
+    let checked = checked.filter(|duration| (shortest..=longest).contains(duration));
+    if checked.is_none() {
+        let rule = if shortest.is_zero() { "not be negative" } else { "be above 0" };
+        let (seconds, nanos) = (given.seconds, given.nanos);
+        violations
+            .add(field, format!("must {rule} and be at most {} s, got {seconds} s and {nanos} ns", longest.as_secs()));
+    }
+    checked
+}

@@ -1,0 +1,156 @@
+//! Connections: accepting them, serving HTTP/2 on each, and letting go of them all at the end.
+//!
+//! Our own loop instead of the framework's, which leaves three things open: TCP_NODELAY on accepted sockets (forty
+//! milliseconds a call on loopback without it), connections that outlive the server (a silent socket holds a shutdown up
+//! for ever), and deadlines, which it answers with another code before ours can speak.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use futures_util::Stream;
+use hyper::server::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio_stream::StreamExt;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::service::Routes;
+
+use super::call::Calls;
+
+/// A client that does not answer a ping for this long is gone.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+/// Upload windows: a stream may not hold more than this unread, nor all streams of a connection together.
+const STREAM_WINDOW: u32 = 64 << 10;
+const CONNECTION_WINDOW: u32 = 1 << 20;
+/// Answer bytes that may wait in the transport for one stream: what a reader that stops keeps from us.
+const MAX_SEND_BUFFER: usize = 64 << 10;
+/// Resets in flight before a connection counts as an attack: a burst of honest cancels must stay below it.
+const MAX_PENDING_RESETS: usize = 1000;
+/// Breath between two tries of `accept` after it failed, for want of file descriptors as a rule.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// A bound TCP listener: a stream of connections with TCP_NODELAY set.
+#[derive(Debug)]
+pub struct Listener {
+    inner: TcpListener,
+}
+
+impl Listener {
+    /// Binds; port 0 takes a free one.
+    ///
+    /// # Errors
+    /// Whatever the operating system has against the address.
+    pub async fn bind(address: SocketAddr) -> io::Result<Self> {
+        Ok(Self { inner: TcpListener::bind(address).await? })
+    }
+
+    /// The address in effect.
+    ///
+    /// # Errors
+    /// If the operating system does not tell.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.inner.local_addr()
+    }
+}
+
+impl Stream for Listener {
+    type Item = io::Result<TcpStream>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let (socket, _) = ready!(self.inner.poll_accept(context))?;
+        socket.set_nodelay(true)?;
+        Poll::Ready(Some(Ok(socket)))
+    }
+}
+
+/// Every connection there is.
+#[derive(Debug)]
+pub(crate) struct Connections {
+    routes: Routes,
+    max_streams: u32,
+    open: TaskTracker,
+    goodbye: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+impl Connections {
+    /// None yet; each may have `max_streams` calls open at once.
+    pub(crate) fn new(routes: Routes, max_streams: u32) -> Self {
+        Self {
+            routes: routes.prepare(),
+            max_streams,
+            open: TaskTracker::new(),
+            goodbye: CancellationToken::new(),
+            tasks: JoinSet::new(),
+        }
+    }
+
+    /// Serves what `incoming` brings; returns when it has ended and every connection is closed.
+    pub(crate) async fn serve<IO>(&mut self, incoming: &mut (impl Stream<Item = io::Result<IO>> + Unpin))
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let mut accepting = true;
+        while accepting || !self.tasks.is_empty() {
+            tokio::select! {
+                next = incoming.next(), if accepting => match next {
+                    Some(Ok(io)) => self.add(io),
+                    Some(Err(error)) => {
+                        tracing::warn!(%error, "cannot accept a connection");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                    None => accepting = false,
+                },
+                Some(_) = self.tasks.join_next(), if !self.tasks.is_empty() => {}
+            }
+        }
+    }
+
+    fn add(&mut self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+        let service = TowerToHyperService::new(Calls::new(self.routes.clone(), self.open.clone()));
+        let connection = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .keep_alive_interval(KEEPALIVE_INTERVAL)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_concurrent_streams(self.max_streams)
+            .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+            .max_send_buf_size(MAX_SEND_BUFFER)
+            .serve_connection(TokioIo::new(io), service);
+        let goodbye = self.goodbye.clone();
+        self.tasks.spawn(async move {
+            let mut connection = std::pin::pin!(connection);
+            let ended = tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = goodbye.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            };
+            if let Err(error) = ended {
+                tracing::debug!(%error, "connection failed");
+            }
+        });
+    }
+
+    /// Tells every client to open no more calls, and waits until all calls have been answered.
+    pub(crate) async fn finish(&mut self) {
+        self.goodbye.cancel();
+        self.open.close();
+        self.open.wait().await;
+    }
+
+    /// Waits until every connection is closed.
+    pub(crate) async fn closed(&mut self) {
+        while self.tasks.join_next().await.is_some() {}
+    }
+}

@@ -1,0 +1,16 @@
+//! The wire types, generated from `proto/` by the build script.
+
+// prost and tonic write this code: it has no documentation of its own (the protos have), and its style is theirs.
+#![allow(
+    clippy::all,
+    clippy::missing_errors_doc,
+    missing_debug_implementations,
+    missing_docs,
+    unreachable_pub,
+    reason = "generated code"
+)]
+
+tonic::include_proto!("pixeld.v1");
+
+/// Every proto file, encoded as one `FileDescriptorSet`; what reflection answers from.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/pixeld_descriptor.bin"));

@@ -1,0 +1,123 @@
+//! The scoring service.
+
+use std::pin::Pin;
+use std::time::Instant;
+
+use futures_util::Stream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::convert::{self, MAX_ANSWER_BYTES};
+use super::lease::{Lease, MAX_SILENCE, Progress};
+use super::proto::scoring_service_server::ScoringService;
+use super::proto::{
+    ScoreDetail, ScoreImagesRequest, ScoreImagesResponse, ScoringSpec, StreamScoreImagesRequest,
+    StreamScoreImagesResponse,
+};
+use super::score_stream::ScoreStream;
+use super::status::status;
+use super::{answer, deadline};
+use crate::engine::Handle;
+use crate::engine::catalogue::Catalogue;
+use crate::error::{Error, Violations};
+use crate::job::{Limits, ScoreJob};
+
+/// Scores images.
+#[derive(Clone, Debug)]
+pub(super) struct Scorings {
+    pub(super) catalogue: Catalogue,
+    pub(super) limits: Limits,
+}
+
+/// A scoring spec that fits its model.
+#[derive(Debug)]
+pub(super) struct Scoring {
+    pub(super) handle: Handle,
+    pub(super) per_value: bool,
+    pub(super) scheduling: convert::Scheduling,
+}
+
+impl Scoring {
+    /// Checks a spec, on top of what is in `violations` already, which comes back with what else may be wrong.
+    pub(super) fn new(
+        spec: Option<ScoringSpec>,
+        catalogue: &Catalogue,
+        mut violations: Violations,
+    ) -> Result<(Self, Violations), Error> {
+        let spec = spec.unwrap_or_default();
+        let handle = convert::resolve(&spec.model, catalogue, &mut violations)?;
+        let scheduling = convert::scheduling(spec.scheduling, &mut violations);
+        let detail: ScoreDetail = convert::known_enum(spec.detail, "spec.detail", &mut violations);
+        match handle {
+            Some(handle) => Ok((Self { handle, per_value: detail == ScoreDetail::PerValue, scheduling }, violations)),
+            None => Err(violations.into()),
+        }
+    }
+
+    /// The deadline of work that begins now.
+    pub(super) fn deadline(&self, deadline: Option<Instant>) -> Option<Instant> {
+        let queue = self.scheduling.queue_timeout.map(|timeout| Instant::now() + timeout);
+        deadline.into_iter().chain(queue).min()
+    }
+}
+
+#[tonic::async_trait]
+impl ScoringService for Scorings {
+    async fn score_images(
+        &self,
+        request: Request<ScoreImagesRequest>,
+    ) -> Result<Response<ScoreImagesResponse>, Status> {
+        let deadline = deadline::of(&request);
+        self.score(request.into_inner(), deadline).await.map(Response::new).map_err(|error| status(&error))
+    }
+
+    type StreamScoreImagesStream = Pin<Box<dyn Stream<Item = Result<StreamScoreImagesResponse, Status>> + Send>>;
+
+    async fn stream_score_images(
+        &self,
+        request: Request<Streaming<StreamScoreImagesRequest>>,
+    ) -> Result<Response<Self::StreamScoreImagesStream>, Status> {
+        let deadline = deadline::of(&request);
+        let scores = ScoreStream::new(request.into_inner(), self.catalogue.clone(), deadline);
+        let lease = Lease::new(scores.answers(), deadline, MAX_SILENCE, Progress::default());
+        Ok(Response::new(Box::pin(lease)))
+    }
+}
+
+impl Scorings {
+    async fn score(
+        &self,
+        request: ScoreImagesRequest,
+        deadline: Option<Instant>,
+    ) -> Result<ScoreImagesResponse, Error> {
+        let ScoreImagesRequest { spec, items } = request;
+        let (scoring, mut violations) = Scoring::new(spec, &self.catalogue, Violations::new())?;
+        let spec = scoring.handle.spec();
+        self.check_count(&scoring, items.len(), &mut violations);
+        let decoded = items
+            .iter()
+            .enumerate()
+            .filter_map(|(index, item)| convert::score_item(item, &format!("items[{index}]"), spec, &mut violations));
+        let decoded = decoded.collect();
+        let images = violations.into_result(decoded)?;
+        let job = ScoreJob { items: images, per_value: scoring.per_value, class: scoring.scheduling.class };
+        let (scores, timing) = scoring.handle.score(job, scoring.deadline(deadline))?.scores().await?;
+        let scores = items.into_iter().zip(scores).map(|(item, score)| answer::score(item.item_id, score, spec));
+        Ok(ScoreImagesResponse {
+            scores: scores.collect(),
+            model_revision: spec.revision.clone(),
+            timing: Some(answer::timing(timing)),
+        })
+    }
+
+    fn check_count(&self, scoring: &Scoring, count: usize, violations: &mut Violations) {
+        let most = self.limits.items_per_request;
+        if !(1..=most as usize).contains(&count) {
+            violations.add("items", format!("must be 1..={most}, got {count}"));
+        }
+        let values = u64::from(scoring.handle.spec().shape.values());
+        let largest = MAX_ANSWER_BYTES / (values * size_of::<f32>() as u64);
+        if scoring.per_value && count as u64 > largest {
+            violations.add("items", format!("must be at most {largest} with a number for each value, got {count}"));
+        }
+    }
+}
