@@ -1,8 +1,16 @@
 //! What the operator decides. Checked once, at the start: a `Config` that exists cannot be wrong.
 
+mod check;
+mod layers;
+mod print;
+#[cfg(test)]
+mod tests;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+
+pub use layers::{Flag, Layers, load};
 
 use crate::engine::EngineConfig;
 use crate::job::Limits;

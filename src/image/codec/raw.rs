@@ -1,6 +1,6 @@
-//! Values to and from bytes: raw (one byte each up to 256 levels, two little-endian above).
+//! Raw values: one byte each up to 256 levels, two (little-endian) above.
 
-use super::Shape;
+use crate::image::Shape;
 
 /// Values from their raw form; as many as `raw` holds, which need not be a whole image.
 ///

@@ -1,0 +1,151 @@
+//! From settings as they were written to a [`Config`] that cannot be wrong; every fault is found in one pass.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use humantime_serde::re::humantime::{format_duration, parse_duration};
+use tracing_subscriber::EnvFilter;
+
+use super::layers::Setting;
+use super::{Config, Engine, Log, Models, Server};
+use crate::engine::EngineConfig;
+use crate::error::Violations;
+use crate::job::Limits;
+
+const LONGEST_DRAIN: Duration = Duration::from_secs(24 * 60 * 60);
+/// Below this not even the message of a small image fits.
+const SMALLEST_MESSAGE: ByteSize = ByteSize::kib(4);
+const LARGEST_MESSAGE: ByteSize = ByteSize::gib(1);
+const LARGEST_WEIGHTS: ByteSize = ByteSize::tib(1);
+
+pub(super) fn check(settings: BTreeMap<String, Setting>) -> Result<Config, Violations> {
+    let mut reader = Reader { settings, known: Vec::new(), violations: Violations::new() };
+    // A fault leaves a default in place of the value; the config is thrown away then.
+    let config = Config {
+        server: Server {
+            listen: reader.read("server.listen", parse_address).unwrap_or_else(|| ([127, 0, 0, 1], 0).into()),
+            max_request_bytes: reader.bytes("server.max_request", SMALLEST_MESSAGE..=LARGEST_MESSAGE) as usize,
+            max_streams_per_connection: reader.number("server.max_streams_per_connection", 1..=1_000_000),
+            drain_timeout: reader.read("server.drain_timeout", parse_drain_timeout).unwrap_or_default(),
+        },
+        models: Models {
+            root: reader.read("models.root", |text| Ok((!text.is_empty()).then(|| PathBuf::from(text)))).flatten(),
+            embedded: reader.flag("models.embedded"),
+            max_weight_bytes: reader.bytes("models.max_weight_bytes", ByteSize::b(1)..=LARGEST_WEIGHTS),
+        },
+        engine: Engine {
+            slots: reader.number("engine.slots", 1..=4096),
+            threads: reader.number("engine.threads", 1..=1024),
+            engine: EngineConfig {
+                queue_images: reader.number("engine.queue_images", 1..=1_000_000),
+                score_share: reader.read("engine.score_share", parse_share).unwrap_or_default(),
+            },
+        },
+        limits: Limits {
+            images_per_request: reader.number("limits.images_per_request", 1..=1_000_000),
+            items_per_request: reader.number("limits.items_per_request", 1..=1_000_000),
+        },
+        log: Log { filter: reader.read("log.filter", parse_filter).unwrap_or_default(), json: reader.flag("log.json") },
+    };
+    let mut violations = reader.finish();
+    if violations.is_empty() {
+        let places = config.engine.engine.queue_images;
+        for (key, most) in [
+            ("limits.images_per_request", config.limits.images_per_request),
+            ("limits.items_per_request", config.limits.items_per_request),
+        ] {
+            if most > places {
+                violations.add(key, format!("must be at most engine.queue_images, {places}, got {most}: larger requests could never be queued"));
+            }
+        }
+    }
+    violations.into_result(config)
+}
+
+/// Hands out settings by name and remembers which there are.
+struct Reader {
+    settings: BTreeMap<String, Setting>,
+    known: Vec<&'static str>,
+    violations: Violations,
+}
+
+impl Reader {
+    /// The setting `key` as `parse` reads it; a fault is noted and gives `None`.
+    fn read<T>(&mut self, key: &'static str, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+        self.known.push(key);
+        let Some(Setting { text, origin }) = self.settings.remove(key) else {
+            self.violations.add(key, "must be set");
+            return None;
+        };
+        let Some(text) = text else {
+            self.violations.add(key, format!("must be one value, got a list or a section (from {origin})"));
+            return None;
+        };
+        match parse(&text) {
+            Ok(value) => Some(value),
+            Err(rule) => {
+                self.violations.add(key, format!("must be {rule}, got {text:?} (from {origin})"));
+                None
+            }
+        }
+    }
+
+    fn number(&mut self, key: &'static str, range: RangeInclusive<u32>) -> u32 {
+        let rule = format!("a whole number {}..={}", range.start(), range.end());
+        self.read(key, |text| within(text.parse(), &range, &rule)).unwrap_or_default()
+    }
+
+    fn bytes(&mut self, key: &'static str, range: RangeInclusive<ByteSize>) -> u64 {
+        let rule = format!("a size such as \"16 MiB\", {} to {}", range.start(), range.end());
+        self.read(key, |text| within(ByteSize::from_str(text), &range, &rule)).unwrap_or_default().as_u64()
+    }
+
+    fn flag(&mut self, key: &'static str) -> bool {
+        self.read(key, |text| text.parse().map_err(|_| "true or false".to_owned())).unwrap_or_default()
+    }
+
+    /// Every fault, those of settings that nobody asked for included.
+    fn finish(mut self) -> Violations {
+        for (key, Setting { origin, .. }) in self.settings {
+            let section = key.split('.').next().unwrap_or_default();
+            let mut near: Vec<_> =
+                self.known.iter().filter(|known| known.starts_with(&format!("{section}."))).copied().collect();
+            if near.is_empty() {
+                near = vec!["server", "models", "engine", "limits", "log"];
+            }
+            self.violations.add(key, format!("is not a setting (from {origin}); there are {}", near.join(", ")));
+        }
+        self.violations
+    }
+}
+
+fn within<T: PartialOrd, E>(parsed: Result<T, E>, range: &RangeInclusive<T>, rule: &impl Display) -> Result<T, String> {
+    parsed.ok().filter(|value| range.contains(value)).ok_or_else(|| rule.to_string())
+}
+
+fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "an IP address and a port, such as 127.0.0.1:50051 or [::]:50051".to_owned())
+}
+
+fn parse_drain_timeout(text: &str) -> Result<Duration, String> {
+    let rule = format!("a time such as \"30s\" or \"2m\", at most {}", format_duration(LONGEST_DRAIN));
+    within(parse_duration(text), &(Duration::ZERO..=LONGEST_DRAIN), &rule)
+}
+
+fn parse_share(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|share: &f64| *share > 0.0 && *share < 1.0);
+    share.ok_or_else(|| "a number above 0 and below 1".to_owned())
+}
+
+fn parse_filter(text: &str) -> Result<String, String> {
+    match EnvFilter::builder().parse(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(format!("a filter such as \"info,pixeld=debug\" ({error})")),
+    }
+}

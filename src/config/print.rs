@@ -1,0 +1,65 @@
+//! The effective configuration as TOML that reads back as the same.
+
+use std::fmt;
+
+use bytesize::ByteSize;
+use humantime_serde::re::humantime::format_duration;
+use toml::Value;
+
+use super::Config;
+
+impl fmt::Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let root = self.models.root.as_deref().map(|root| root.to_string_lossy().into_owned()).unwrap_or_default();
+        let sections: [(&str, &[(&str, Value)]); 5] = [
+            (
+                "server",
+                &[
+                    ("listen", self.server.listen.to_string().into()),
+                    ("max_request", size(self.server.max_request_bytes as u64)),
+                    ("max_streams_per_connection", self.server.max_streams_per_connection.into()),
+                    ("drain_timeout", format_duration(self.server.drain_timeout).to_string().into()),
+                ],
+            ),
+            (
+                "models",
+                &[
+                    ("root", root.into()),
+                    ("embedded", self.models.embedded.into()),
+                    ("max_weight_bytes", size(self.models.max_weight_bytes)),
+                ],
+            ),
+            (
+                "engine",
+                &[
+                    ("slots", self.engine.slots.into()),
+                    ("threads", self.engine.threads.into()),
+                    ("queue_images", self.engine.engine.queue_images.into()),
+                    ("score_share", self.engine.engine.score_share.into()),
+                ],
+            ),
+            (
+                "limits",
+                &[
+                    ("images_per_request", self.limits.images_per_request.into()),
+                    ("items_per_request", self.limits.items_per_request.into()),
+                ],
+            ),
+            ("log", &[("filter", self.log.filter.clone().into()), ("json", self.log.json.into())]),
+        ];
+        for (index, (name, settings)) in sections.into_iter().enumerate() {
+            writeln!(f, "{}[{name}]", if index == 0 { "" } else { "\n" })?;
+            for (key, value) in settings {
+                writeln!(f, "{key} = {value}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// In the largest unit that is exact.
+fn size(bytes: u64) -> Value {
+    let readable = ByteSize::b(bytes).to_string();
+    let exact = readable.parse() == Ok(ByteSize::b(bytes));
+    Value::String(if exact { readable } else { bytes.to_string() })
+}

@@ -1,0 +1,152 @@
+use std::io::Write;
+use std::time::Duration;
+
+use config::Map;
+
+use super::layers::DEFAULTS;
+use super::*;
+use crate::error::Violations;
+
+fn environment(variables: &[(&str, &str)]) -> Option<Map<String, String>> {
+    Some(variables.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect())
+}
+
+fn set(key: &str, value: &str) -> Flag {
+    Flag { name: "--set", key: key.to_owned(), value: value.to_owned() }
+}
+
+fn isolated() -> Layers {
+    Layers { environment: environment(&[]), ..Layers::default() }
+}
+
+fn file(text: &str) -> tempfile::NamedTempFile {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    file
+}
+
+fn fields(violations: &Violations) -> Vec<&str> {
+    violations.iter().map(|violation| violation.field.as_str()).collect()
+}
+
+#[test]
+fn the_defaults_are_those_of_the_example_file() {
+    let expected = Config {
+        server: Server {
+            listen: "127.0.0.1:50051".parse().unwrap(),
+            max_request_bytes: 16 << 20,
+            max_streams_per_connection: 1024,
+            drain_timeout: Duration::from_secs(30),
+        },
+        models: Models { root: None, embedded: true, max_weight_bytes: 8 << 30 },
+        engine: Engine { slots: 16, threads: 1, engine: EngineConfig { queue_images: 1024, score_share: 0.25 } },
+        limits: Limits { images_per_request: 256, items_per_request: 256 },
+        log: Log { filter: "info".to_owned(), json: false },
+    };
+    assert_eq!(load(&isolated()), Ok(expected.clone()));
+    let example = file(DEFAULTS);
+    assert_eq!(load(&Layers { file: Some(example.path().to_owned()), ..isolated() }), Ok(expected));
+}
+
+#[test]
+fn each_layer_wins_over_the_one_below() {
+    let file = file("[engine]\nslots = 2\nthreads = 2\nqueue_images = 300\n[log]\nfilter = \"debug\"\n");
+    let layers = Layers {
+        default_log_filter: Some("warn"),
+        file: Some(file.path().to_owned()),
+        environment: environment(&[("PIXELD__ENGINE__THREADS", "3"), ("PIXELD__ENGINE__QUEUE_IMAGES", "301")]),
+        flags: vec![set("engine.queue_images", "302"), set("models.root", "/models")],
+    };
+    let config = load(&layers).unwrap();
+    assert_eq!((config.engine.slots, config.engine.threads, config.engine.engine.queue_images), (2, 3, 302));
+    assert_eq!(config.models.root.as_deref(), Some(std::path::Path::new("/models")));
+    assert_eq!(config.log.filter, "debug");
+    assert_eq!(load(&Layers { file: None, ..layers }).unwrap().log.filter, "warn");
+}
+
+#[test]
+fn every_fault_is_reported_at_once_with_its_origin() {
+    let file = file(
+        "[server]\nlisten = \"localhost\"\ndrain_timeout = \"-3s\"\nmax_request = \"much\"\n\
+         [engine]\nslots = 0\nscore_share = 1.0\nthreads = 2.5\n[log]\njson = \"perhaps\"\n",
+    );
+    let layers = Layers {
+        file: Some(file.path().to_owned()),
+        environment: environment(&[("PIXELD__ENGINE__QUEUE_IMAGES", "many"), ("PIXELD__LIMITS", "none")]),
+        flags: vec![set("log.filter", "pixeld=loud"), set("models.max_weight_bytes", "2 TiB")],
+        ..isolated()
+    };
+    let violations = load(&layers).unwrap_err();
+    let expected = [
+        "server.listen",
+        "server.max_request",
+        "server.drain_timeout",
+        "models.max_weight_bytes",
+        "engine.slots",
+        "engine.threads",
+        "engine.queue_images",
+        "engine.score_share",
+        "limits.images_per_request",
+        "limits.items_per_request",
+        "log.filter",
+        "log.json",
+        "limits",
+    ];
+    assert_eq!(fields(&violations), expected);
+    let text = violations.to_string();
+    assert!(text.contains("got \"many\" (from PIXELD__ENGINE__QUEUE_IMAGES)"), "{text}");
+    assert!(text.contains("got \"2 TiB\" (from --set)"), "{text}");
+    assert!(text.contains(&format!("got \"0\" (from {})", file.path().display())), "{text}");
+}
+
+#[test]
+fn a_setting_that_does_not_exist_is_refused_wherever_it_comes_from() {
+    let file = file("[server]\nlisten_address = \"127.0.0.1:1\"\n[sever]\nlisten = \"127.0.0.1:1\"\n");
+    let layers = Layers {
+        file: Some(file.path().to_owned()),
+        environment: environment(&[("PIXELD__SERVER__PORT", "1"), ("PIXELD_PORT", "tcp://10.0.0.1:1")]),
+        flags: vec![set("engine.slot", "3")],
+        ..isolated()
+    };
+    let violations = load(&layers).unwrap_err();
+    assert_eq!(fields(&violations), ["engine.slot", "server.listen_address", "server.port", "sever.listen"]);
+    let text = violations.to_string();
+    assert!(text.contains("is not a setting (from PIXELD__SERVER__PORT); there are server.listen, "), "{text}");
+    assert!(text.contains("is not a setting (from --set); there are engine.slots, "), "{text}");
+}
+
+#[test]
+fn limits_that_the_queue_could_never_hold_are_refused() {
+    let violations = load(&Layers { flags: vec![set("engine.queue_images", "255")], ..isolated() }).unwrap_err();
+    assert_eq!(fields(&violations), ["limits.images_per_request", "limits.items_per_request"]);
+}
+
+#[test]
+fn files_that_cannot_be_read_and_keys_that_are_none_are_named() {
+    let missing = load(&Layers { file: Some("/no/such/file.toml".into()), ..isolated() }).unwrap_err();
+    assert_eq!(fields(&missing), ["--config"]);
+    let broken = file("[server\n");
+    let violations = load(&Layers { file: Some(broken.path().to_owned()), ..isolated() }).unwrap_err();
+    assert_eq!(fields(&violations), [broken.path().to_str().unwrap()]);
+    let keyless = load(&Layers { flags: vec![set("", "1"), set("a b", "1")], ..isolated() }).unwrap_err();
+    assert_eq!(fields(&keyless), ["--set", "--set"]);
+}
+
+#[test]
+fn the_printed_configuration_reads_back_as_the_same() {
+    let odd = Layers {
+        flags: vec![
+            set("server.max_request", "5000001"),
+            set("server.drain_timeout", "1m 3s 250ms"),
+            set("models.root", "/a \"quoted\" path"),
+            set("log.filter", "info,pixeld[span{field=\"x\"}]=debug"),
+            set("engine.score_share", "0.1"),
+        ],
+        ..isolated()
+    };
+    for layers in [isolated(), odd] {
+        let config = load(&layers).unwrap();
+        let printed = file(&config.to_string());
+        assert_eq!(load(&Layers { file: Some(printed.path().to_owned()), ..isolated() }), Ok(config));
+    }
+}
