@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Lays out what pixeld builds and tests with: libtorch 2.11.0, and the Python packages of the interoperability test.
+"""Lays out what pixeld builds and tests with: libtorch 2.11.0, and Python packages.
 
 Everything comes from PyPI wheels whose SHA-256 is pinned below, and goes below `$PIXELD_CACHE` (default
 `~/.cache/pixeld`), so that a second checkout downloads nothing. Each tree is unpacked beside its final place and
@@ -9,7 +9,9 @@ The torch wheel is the CUDA build. Its CPU library asks for just two small CUDA 
 the gigabytes of GPU kernels are not unpacked. Standard library only; needs `pip`.
 
     setup.py                writes .cargo/config.toml, so that plain `cargo build` finds libtorch
-    setup.py --print NAME   prints the path of one tree (libtorch, python), laying it out first
+    setup.py --print NAME   prints the path of one tree, laying it out first: `libtorch`, `interop` (what the
+                            interoperability test imports) or `pytorch` (what training and the live comparison import)
+    setup.py --where        prints the cache directory
 """
 
 import argparse
@@ -52,7 +54,8 @@ CUPTI = (
 # Names that the linker or torch-sys look for, beside the ones the wheel carries.
 LINKS = {"lib/libgomp.so": "libgomp.so.1", "lib/libtorch.so": "libtorch_cpu.so"}
 
-PYTHON_REQUIREMENTS = REPOSITORY / "tests" / "interop" / "requirements.txt"
+INTEROP_REQUIREMENTS = REPOSITORY / "tests" / "interop" / "requirements.txt"
+PYTORCH_REQUIREMENTS = REPOSITORY / "python" / "requirements.txt"
 
 
 def fail(message: str) -> None:
@@ -125,26 +128,35 @@ def libtorch() -> Path:
     return lay_out(cache() / "libtorch-2.11.0-cpu", fill)
 
 
-def python() -> Path:
-    """A directory for PYTHONPATH with the packages of the interoperability test."""
-    text = PYTHON_REQUIREMENTS.read_text()
+def packages(name: str, requirements: Path) -> Path:
+    """A directory for PYTHONPATH that holds `requirements`."""
+    text = requirements.read_text()
     tag = hashlib.sha256(f"{sys.version_info[:2]}{text}".encode()).hexdigest()[:12]
 
     def fill(tree: Path) -> None:
-        print("setup: fetching the Python packages of the interoperability test", file=sys.stderr, flush=True)
-        pip("install", "--quiet", "--no-compile", "--only-binary=:all:", "--target", str(tree), "--requirement", str(PYTHON_REQUIREMENTS))
+        print(f"setup: fetching the Python packages of {requirements.relative_to(REPOSITORY)}", file=sys.stderr, flush=True)
+        # Root, on a throw-away machine, need not be told about virtual environments: --target is one.
+        pip("install", "--quiet", "--no-compile", "--only-binary=:all:", "--root-user-action=ignore", "--target", str(tree), "--requirement", str(requirements))
 
-    return lay_out(cache() / f"python-{tag}", fill)
+    return lay_out(cache() / f"{name}-{tag}", fill)
 
 
-def write_cargo_config(torch: Path, packages: Path) -> None:
+def interop() -> Path:
+    return packages("interop", INTEROP_REQUIREMENTS)
+
+
+def pytorch() -> Path:
+    return packages("pytorch", PYTORCH_REQUIREMENTS)
+
+
+def write_cargo_config(torch: Path, interop_packages: Path) -> None:
     path = REPOSITORY / ".cargo" / "config.toml"
     text = (
         "# Written by scripts/setup.py; not part of the repository.\n"
         "[env]\n"
         f'LIBTORCH = "{torch}"\n'
         f'PIXELD_TEST_PYTHON = "{sys.executable}"\n'
-        f'PIXELD_TEST_PYTHONPATH = "{packages}"\n'
+        f'PIXELD_TEST_PYTHONPATH = "{interop_packages}"\n'
     )
     if not path.is_file() or path.read_text() != text:
         path.parent.mkdir(exist_ok=True)
@@ -153,14 +165,18 @@ def write_cargo_config(torch: Path, packages: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    trees = {"libtorch": libtorch, "python": python}
+    trees = {"libtorch": libtorch, "interop": interop, "pytorch": pytorch}
     parser.add_argument("--print", choices=trees, dest="tree")
+    parser.add_argument("--where", action="store_true")
     arguments = parser.parse_args()
+    if arguments.where:
+        print(cache())
+        return
     if arguments.tree:
         print(trees[arguments.tree]())
         return
     torch = Path(os.environ["LIBTORCH"]).absolute() if os.environ.get("LIBTORCH") else libtorch()
-    write_cargo_config(torch, python())
+    write_cargo_config(torch, interop())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,49 @@
+# Everything a contributor or CI runs. `make help` lists it.
+
+export CARGO_TARGET_DIR ?= $(CURDIR)/target
+PYTHON ?= python3
+TOOLS := $(shell $(PYTHON) scripts/setup.py --where 2>/dev/null)/tools
+
+.PHONY: help setup build demo test check fmt clippy deny doc test-pytorch bench-step train-digits goldens
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: ## fetch libtorch and the Python packages of the tests into the user's cache
+	@sh scripts/prerequisites.sh
+	@$(PYTHON) scripts/setup.py
+
+build: setup ## build the daemon in release
+	cargo build --release --locked
+
+demo: build ## start the daemon, sample and score digits, write out/demo.png
+	@sh scripts/demo.sh
+
+test: setup ## every test that needs no PyTorch
+	cargo test --locked
+
+check: fmt clippy deny doc ## the checks that are not tests
+
+fmt:
+	cargo fmt --all --check
+
+clippy: setup
+	cargo clippy --locked --all-targets -- -D warnings
+
+deny: $(TOOLS)/bin/cargo-deny
+	$(TOOLS)/bin/cargo-deny check bans licenses sources
+
+$(TOOLS)/bin/cargo-deny:
+	cargo install --locked --root $(TOOLS) --version 0.20.2 cargo-deny
+
+doc: setup
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+
+test-pytorch: build ## compare the daemon with the PyTorch reference, live (fetches PyTorch, about 3 GB)
+	@sh scripts/pytorch.sh tests
+
+bench-step: build ## step times beside eager PyTorch on the same weights (fetches PyTorch, about 3 GB)
+	@sh scripts/pytorch.sh bench-step
+
+train-digits: ## train models/digits again (fetches PyTorch, about 3 GB)
+	@sh scripts/pytorch.sh train-digits

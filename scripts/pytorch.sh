@@ -1,0 +1,30 @@
+#!/bin/sh
+# Runs what needs PyTorch, with the packages of python/requirements.txt (fetched once into the user's cache).
+#     pytorch.sh tests          the reference's own tests, then the daemon beside it, live
+#     pytorch.sh bench-step     step times of libtorch through pixeld beside eager PyTorch, on the same weights
+#     pytorch.sh train-digits   trains models/digits again
+set -eu
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python3}
+packages=$("$python" scripts/setup.py --print pytorch)
+export PYTHONPATH="$PWD/python:$packages" PYTHONDONTWRITEBYTECODE=1
+pixeld=${CARGO_TARGET_DIR:-target}/release/pixeld
+
+case "$1" in
+tests)
+    "$python" -m unittest discover --start-directory python/tests --verbose
+    PIXELD="$pixeld" "$python" -m unittest discover --start-directory python/live --verbose
+    ;;
+bench-step)
+    scratch=$(mktemp -d)
+    trap 'rm -rf "$scratch"' EXIT
+    "$python" python/step_bench.py "$scratch"
+    ;;
+train-digits)
+    "$python" python/train_digits.py
+    ;;
+*)
+    echo "pytorch.sh: unknown task: $1" >&2
+    exit 64
+    ;;
+esac
