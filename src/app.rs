@@ -133,6 +133,8 @@ impl App {
         let mut incoming = pin!(incoming.fuse());
         let mut broken = self.broken.clone();
         let mut breakdown = None;
+        // Before the first client can ask.
+        health.report(&self.catalogue).await;
 
         tokio::select! {
             () = health.follow(&self.catalogue) => {}
@@ -144,6 +146,7 @@ impl App {
         tracing::info!(timeout = ?server.drain_timeout, "draining");
         self.catalogue.drain();
         let gently = async {
+            health.report(&self.catalogue).await;
             tokio::select! {
                 // Connections are served on: what runs must be read, and who asks for more must hear that we drain.
                 () = async { tokio::join!(health.follow(&self.catalogue), connections.serve(&mut incoming)); } => {}

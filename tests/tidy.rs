@@ -75,7 +75,8 @@ fn modules_name_only_those_they_may() {
     let mut faults = Vec::new();
     for (file, text) in sources("src") {
         let place = file.trim_start_matches("src/").trim_end_matches(".rs");
-        let rule = MAY_NAME.iter().rev().find(|(module, _)| place == *module || place.starts_with(&format!("{module}/")));
+        let rule =
+            MAY_NAME.iter().rev().find(|(module, _)| place == *module || place.starts_with(&format!("{module}/")));
         // The composition root and the command line may name everything.
         let Some((module, allowed)) = rule else {
             let root = place.split('/').next().unwrap_or_default();
@@ -101,7 +102,9 @@ fn libraries_stay_in_their_rooms() {
     for (file, text) in everything().into_iter().filter(|(file, _)| file != "tests/tidy.rs") {
         for (number, line) in product_lines(&text) {
             for (library, rooms) in KEPT_IN {
-                let named = line.match_indices(library).any(|(at, _)| !line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_'));
+                let named = line
+                    .match_indices(library)
+                    .any(|(at, _)| !line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_'));
                 if named && !rooms.iter().any(|room| file.starts_with(room)) {
                     faults.push(format!("{file}:{number}: {library} belongs in {rooms:?}"));
                 }
@@ -125,7 +128,8 @@ fn tests_neither_hide_nor_sleep() {
     for (file, text) in everything().into_iter().filter(|(file, _)| file != "tests/tidy.rs") {
         for (number, line) in text.lines().enumerate() {
             assert!(!line.contains("#[ignore"), "{file}:{}: a test that does not run", number + 1);
-            let sleeps = line.contains("sleep(") && !line.contains("sleep_until(") && !line.trim_start().starts_with("//");
+            let sleeps =
+                line.contains("sleep(") && !line.contains("sleep_until(") && !line.trim_start().starts_with("//");
             assert!(!sleeps, "{file}:{}: wait for a condition instead of sleeping", number + 1);
         }
     }
@@ -133,7 +137,8 @@ fn tests_neither_hide_nor_sleep() {
 
 #[test]
 fn the_architecture_fits_on_a_few_pages() {
-    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("ARCHITECTURE.md")).expect("ARCHITECTURE.md");
+    let text =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("ARCHITECTURE.md")).expect("ARCHITECTURE.md");
     assert!(text.lines().count() <= 250);
     for (module, _) in MAY_NAME {
         assert!(text.contains(&format!("`{module}`")), "ARCHITECTURE.md says nothing of {module}");

@@ -105,7 +105,8 @@ impl Core {
     fn absorb(&mut self, absorb: &Absorb, outcome: &mut Outcome) -> Result<(), String> {
         let Some(live) = live(&mut self.places, absorb.slot, absorb.image) else { return Ok(()) };
         let absorbed = self.model.absorb(absorb.slot, &live.canvas, absorb.ranks.clone(), &mut self.rows);
-        let finite = absorbed.is_err() || live.absorbed(absorb.ranks.clone(), &self.rows, self.spec.head, self.clock).is_ok();
+        let finite =
+            absorbed.is_err() || live.absorbed(absorb.ranks.clone(), &self.rows, self.spec.head, self.clock).is_ok();
         self.settle(absorbed, &[absorb.image], outcome)?;
         if !finite {
             self.fail(absorb.image, NOT_FINITE, outcome);

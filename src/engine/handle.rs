@@ -63,6 +63,14 @@ impl Handle {
         Ok(make(self.claim(id, permits)))
     }
 
+    /// Whether `items` more images to score would be taken now. Asked before they are decoded: a refusal should be cheap.
+    ///
+    /// # Errors
+    /// As [`score`](Self::score).
+    pub fn may_score(&self, items: u32) -> Result<(), Error> {
+        self.admit(Kind::Scoring, items).map(drop)
+    }
+
     /// Queues a scoring job; never waits. `deadline`: when the client gives up.
     ///
     /// # Errors

@@ -110,6 +110,18 @@ pub(super) fn generation(
     }
 }
 
+/// `error` with the fields it names put under `spec`: what lies below the wire does not know where it stood.
+pub(super) fn within_spec(error: Error) -> Error {
+    match error {
+        Error::Invalid(found) => {
+            let mut violations = Violations::new();
+            violations.add_within("spec", found);
+            violations.into()
+        }
+        other => other,
+    }
+}
+
 /// The model of a spec; `None` if the choice itself breaks a rule, which is in `violations` then.
 pub(super) fn resolve(name: &str, catalogue: &Catalogue, violations: &mut Violations) -> Result<Option<Handle>, Error> {
     match catalogue.resolve(name) {

@@ -46,7 +46,7 @@ impl GenerationService for Generations {
             let facts = Facts::of(&generation);
             let Generation { handle, job, .. } = generation;
             let canvases = vec![job.prefix.clone(); job.images as usize];
-            collect(handle.sample(job, deadline)?, facts, canvases, encoding).await
+            collect(handle.sample(job, deadline).map_err(convert::within_spec)?, facts, canvases, encoding).await
         };
         answer.await.map(Response::new).map_err(|error| status(&error))
     }
@@ -65,7 +65,7 @@ impl GenerationService for Generations {
         let start = || {
             let generation = checked?;
             let facts = Facts::of(&generation);
-            let stream = generation.handle.sample(generation.job, deadline)?;
+            let stream = generation.handle.sample(generation.job, deadline).map_err(convert::within_spec)?;
             let progress = Progress::default();
             let events = stream::events(stream, facts, include_log_probs, flush.max_delay, Arc::clone(&progress));
             Ok(Lease::new(events, deadline, MAX_SILENCE, progress))

@@ -5,9 +5,10 @@
 //! | `""`, `readiness`, the generation and the scoring service | every package has been looked at, a model serves, no drain |
 //! | the model service | until the drain: it answers while models load |
 //! | `models/{model}` | that model serves, no drain |
-//! | `liveness` | always: a process that cannot go on exits, one that drains or is full lives |
+//! | `liveness` | no model has work and gets nothing done; one that drains or is full lives |
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use tonic::server::NamedService;
 use tonic_health::ServingStatus;
@@ -18,6 +19,11 @@ use super::proto::generation_service_server::GenerationServiceServer;
 use super::proto::model_service_server::ModelServiceServer;
 use super::proto::scoring_service_server::ScoringServiceServer;
 use crate::engine::catalogue::{Catalogue, State};
+
+/// A model that has work and gets nothing done for this long hangs: no step or slice takes a fraction of it.
+const STALLED: Duration = Duration::from_secs(60);
+/// How often progress is looked at; nothing announces that something did not happen.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// What was last reported under each name; watchers are told of changes only.
 #[derive(Debug)]
@@ -32,13 +38,13 @@ impl Health {
         Self { reporter, told: HashMap::new() }
     }
 
-    /// Reports the catalogue as it is, and then as it changes, for ever.
+    /// Reports the catalogue as it is and as it changes, for ever.
     pub(crate) async fn follow(&mut self, catalogue: &Catalogue) {
         let mut changes = catalogue.watch();
         loop {
             changes.mark_unchanged();
             self.report(catalogue).await;
-            if changes.changed().await.is_err() {
+            if matches!(tokio::time::timeout(LOOK, changes.changed()).await, Ok(Err(_))) {
                 return;
             }
         }
@@ -51,7 +57,8 @@ impl Health {
         }
     }
 
-    async fn report(&mut self, catalogue: &Catalogue) {
+    /// Reports the catalogue as it is.
+    pub(crate) async fn report(&mut self, catalogue: &Catalogue) {
         for (name, serving) in statuses(catalogue) {
             let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
             if self.told.get(&name) != Some(&status) {
@@ -67,11 +74,15 @@ fn statuses(catalogue: &Catalogue) -> Vec<(String, bool)> {
     let open = !catalogue.is_draining();
     let models = catalogue.list();
     let serves = |state: &State| matches!(state, State::Serving { .. });
+    let stalled = |state: &State| match state {
+        State::Serving { handle, .. } => handle.load().since_progress.is_some_and(|since| since > STALLED),
+        _ => false,
+    };
     let settled = |state: &State| !matches!(state, State::Loading | State::Warming);
     let ready = open && models.values().all(settled) && models.values().any(serves);
     let each = models.iter().map(|(name, state)| (model_name(name), open && serves(state)));
     let overall = ["", "readiness", GenerationServiceServer::<()>::NAME, ScoringServiceServer::<()>::NAME];
     let fixed = overall.into_iter().map(|name| (name, ready));
-    let fixed = fixed.chain([(ModelServiceServer::<()>::NAME, open), ("liveness", true)]);
+    let fixed = fixed.chain([(ModelServiceServer::<()>::NAME, open), ("liveness", !models.values().any(stalled))]);
     fixed.map(|(name, serving)| (name.to_owned(), serving)).chain(each).collect()
 }

@@ -149,7 +149,8 @@ mod tests {
     async fn released(token: &Arc<()>) -> Duration {
         let start = Instant::now();
         while Arc::strong_count(token) > 1 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            tokio::time::advance(Duration::from_millis(1)).await;
+            tokio::task::yield_now().await;
             assert!(start.elapsed() < Duration::from_secs(3600), "never released");
         }
         start.elapsed()
@@ -169,7 +170,7 @@ mod tests {
     async fn an_answer_nobody_reads_is_dropped_after_a_long_silence() {
         let (mut lease, token) = lease(endless(), None);
         for _ in 0..10 {
-            tokio::time::sleep(MAX_SILENCE / 2).await;
+            tokio::time::advance(MAX_SILENCE / 2).await;
             assert!(lease.next().await.unwrap().is_ok(), "a slow reader is a reader");
         }
         let after = released(&token).await;
@@ -181,7 +182,8 @@ mod tests {
     async fn a_reader_who_waits_for_us_is_never_too_slow() {
         let (mut lease, token) = lease(stream::pending(), None);
         assert!(lease.next().now_or_never().is_none());
-        tokio::time::sleep(MAX_SILENCE * 10).await;
+        tokio::time::advance(MAX_SILENCE * 10).await;
+        tokio::task::yield_now().await;
         assert_eq!(Arc::strong_count(&token), 2);
         drop(lease);
         assert_eq!(Arc::strong_count(&token), 1, "dropping the answer ends the work at once");

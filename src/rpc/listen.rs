@@ -105,7 +105,7 @@ impl Connections {
                     Some(Ok(io)) => self.add(io),
                     Some(Err(error)) => {
                         tracing::warn!(%error, "cannot accept a connection");
-                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                        tokio::time::sleep_until(tokio::time::Instant::now() + ACCEPT_PAUSE).await;
                     }
                     None => accepting = false,
                 },

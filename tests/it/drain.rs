@@ -1,0 +1,102 @@
+//! The end of a daemon: what runs finishes, what comes is turned away, and nobody can hold it up.
+
+use std::time::{Duration, Instant};
+
+use pixeld::app::{App, Source};
+use pixeld::rpc::proto::ListModelsRequest;
+use pixeld::rpc::proto::model_service_client::ModelServiceClient;
+use pixeld::rpc::proto::stream_score_images_request::Part;
+use pixeld::rpc::proto::{ModelState, ScoringSpec};
+use tokio::io::DuplexStream;
+use tokio::net::TcpStream;
+use tokio_stream::StreamExt;
+use tonic::Code;
+use tonic::transport::Endpoint;
+
+use crate::harness::{Daemon, MODEL, PATIENCE, config, connect, next, read, refusal, shape, stream};
+use crate::scoring::part;
+use crate::steady::{Gate, Steady};
+use pixeld::rpc::proto::generation_service_client::GenerationServiceClient;
+
+#[tokio::test]
+async fn what_runs_finishes_and_what_comes_is_told_to_go_elsewhere() {
+    let (mut daemon, gate) = Daemon::gated(1, config()).await;
+    gate.allow(5);
+    let mut running = daemon.generation().stream_generate_images(stream(1, 1)).await.unwrap().into_inner();
+    assert!(next(&mut running).await.unwrap().is_some());
+    let items = tokio_stream::once(part(Part::Spec(ScoringSpec::default()))).chain(tokio_stream::pending());
+    let mut idle = daemon.scoring().stream_score_images(items).await.unwrap().into_inner();
+    daemon.stop();
+    // The scoring client, which has nothing under way, is told first; then everyone knows.
+    let told = tokio::time::timeout(PATIENCE, idle.message()).await.unwrap().unwrap_err();
+    assert_eq!(refusal(&told), (Code::Unavailable, "SERVER_DRAINING".into(), vec![]));
+    let status = daemon.generation().stream_generate_images(stream(1, 2)).await.unwrap_err();
+    assert_eq!(refusal(&status), (Code::Unavailable, "SERVER_DRAINING".into(), vec![]));
+    assert!(status.metadata().contains_key(pixeld::rpc::PUSHBACK));
+    let listed = daemon.models().list_models(ListModelsRequest::default()).await.unwrap().into_inner();
+    assert_eq!(listed.models[0].state(), ModelState::Draining);
+    gate.open();
+    read_rest(&mut running).await;
+    daemon.ended().await.unwrap();
+}
+
+async fn read_rest(events: &mut tonic::Streaming<pixeld::rpc::proto::StreamGenerateImagesResponse>) {
+    let mut last = None;
+    while let Some(event) = next(events).await.expect("running streams finish") {
+        last = Some(event);
+    }
+    use pixeld::rpc::proto::stream_generate_images_response::Event;
+    assert!(matches!(last, Some(Event::Completed(_))));
+}
+
+#[tokio::test]
+async fn an_idle_daemon_ends_at_once_whatever_sockets_are_open() {
+    let mut daemon = Daemon::steady().await;
+    let _silent = TcpStream::connect(daemon.address).await.unwrap();
+    daemon.models().list_models(ListModelsRequest::default()).await.unwrap();
+    let start = Instant::now();
+    daemon.stop();
+    daemon.ended().await.unwrap();
+    assert!(start.elapsed() < config().server.drain_timeout / 2, "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn a_silent_socket_and_a_stream_that_never_ends_cannot_hold_the_end_up() {
+    let mut config = config();
+    config.server.drain_timeout = Duration::from_millis(500);
+    let (mut daemon, gate) = Daemon::gated(1, config).await;
+    gate.allow(5);
+    let _silent = TcpStream::connect(daemon.address).await.unwrap();
+    let mut client = GenerationServiceClient::new(connect(daemon.address));
+    let mut unread = client.stream_generate_images(stream(1, 1)).await.unwrap().into_inner();
+    gate.blocked().await;
+    let start = Instant::now();
+    daemon.stop();
+    let (ended, ()) = tokio::join!(daemon.ended(), async {
+        // Cut, not completed; only then may the model go on, or the engine could not end.
+        while let Ok(Some(_)) = next(&mut unread).await {}
+        gate.open();
+    });
+    ended.unwrap();
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn the_app_serves_any_pair_of_byte_streams_and_ends_with_them() {
+    let source = Source::new(MODEL, || Ok(Box::new(Steady::new(MODEL, shape(), 1, &Gate::default()))));
+    let app = App::start(config(), vec![source]);
+    app.loaded().await;
+    let (ours, theirs) = tokio::io::duplex(64 << 10);
+    let served = tokio::spawn(app.serve(tokio_stream::once(Ok::<DuplexStream, _>(theirs)), std::future::pending()));
+    let mut ours = Some(hyper_util::rt::TokioIo::new(ours));
+    let connector =
+        tower::service_fn(move |_| std::future::ready(ours.take().ok_or(std::io::Error::other("one connection"))));
+    let channel = Endpoint::from_static("http://in-process").connect_with_connector(connector).await.unwrap();
+    let mut client = GenerationServiceClient::new(channel.clone());
+    let events = client.stream_generate_images(stream(1, 3)).await.unwrap().into_inner();
+    assert_eq!(read(events).await.unwrap().values[&0].len(), shape().values() as usize);
+    let models = ModelServiceClient::new(channel).list_models(ListModelsRequest::default()).await.unwrap();
+    assert_eq!(models.into_inner().models.len(), 1);
+    drop(client);
+    tokio::time::timeout(PATIENCE, served).await.expect("it ends with its last connection").unwrap().unwrap();
+}

@@ -1,0 +1,69 @@
+//! `grpc.health.v1`, asked and watched.
+
+use std::sync::mpsc;
+
+use pixeld::app::{App, Source};
+use pixeld::rpc::Listener;
+use tokio::sync::oneshot;
+use tonic::Code;
+use tonic_health::ServingStatus;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+
+use crate::harness::{Daemon, MODEL, PATIENCE, config, connect, shape};
+use crate::steady::{Gate, Steady};
+
+const NAMES: [&str; 7] = [
+    "",
+    "readiness",
+    "liveness",
+    "pixeld.v1.GenerationService",
+    "pixeld.v1.ScoringService",
+    "pixeld.v1.ModelService",
+    "models/steady",
+];
+
+fn request(service: &str) -> HealthCheckRequest {
+    HealthCheckRequest { service: service.into() }
+}
+
+#[tokio::test]
+async fn every_name_serves_once_the_models_do_and_unknown_names_are_not_found() {
+    let daemon = Daemon::steady().await;
+    let mut client = HealthClient::new(daemon.channel.clone());
+    for name in NAMES {
+        // The report follows the catalogue by a moment, so wait for it.
+        let mut watch = client.watch(request(name)).await.unwrap().into_inner();
+        while watch.message().await.unwrap().unwrap().status != ServingStatus::Serving as i32 {}
+        let checked = client.check(request(name)).await.unwrap().into_inner();
+        assert_eq!(checked.status, ServingStatus::Serving as i32, "{name:?}");
+    }
+    assert_eq!(client.check(request("nobody")).await.unwrap_err().code(), Code::NotFound);
+}
+
+#[tokio::test]
+async fn a_watch_sees_loading_then_serving_then_draining_and_then_ends() {
+    let (finish_loading, loading) = mpsc::sync_channel::<()>(1);
+    let source = Source::new(MODEL, move || {
+        loading.recv().ok();
+        Ok(Box::new(Steady::new(MODEL, shape(), 1, &Gate::default())))
+    });
+    let listener = Listener::bind(config().server.listen).await.unwrap();
+    let channel = connect(listener.local_addr().unwrap());
+    let app = App::start(config(), vec![source]);
+    let (stop, stopped) = oneshot::channel::<()>();
+    let served = tokio::spawn(app.serve(listener, async { _ = stopped.await }));
+
+    let mut client = HealthClient::new(channel);
+    let status = |status: ServingStatus| Some(status as i32);
+    let mut watch = client.watch(request("readiness")).await.unwrap().into_inner();
+    assert_eq!(watch.message().await.unwrap().map(|now| now.status), status(ServingStatus::NotServing));
+    let live = client.check(request("liveness")).await.unwrap().into_inner();
+    assert_eq!(live.status, ServingStatus::Serving as i32, "loading is living");
+    finish_loading.send(()).unwrap();
+    assert_eq!(watch.message().await.unwrap().map(|now| now.status), status(ServingStatus::Serving));
+    drop(stop);
+    assert_eq!(watch.message().await.unwrap().map(|now| now.status), status(ServingStatus::NotServing));
+    assert!(watch.message().await.unwrap().is_none(), "a watch keeps no drain waiting");
+    tokio::time::timeout(PATIENCE, served).await.unwrap().unwrap().unwrap();
+}

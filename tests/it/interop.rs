@@ -1,0 +1,41 @@
+//! The wire as another gRPC stack sees it: the standard Python one, with generated stubs and with reflection alone.
+
+use std::process::Stdio;
+
+use tokio::process::Command;
+
+use crate::harness::Daemon;
+
+/// Runs a script of `tests/interop` against a daemon. Which Python, and where its packages are, stands in
+/// `.cargo/config.toml`, which the set-up script writes; without it the test fails instead of passing unseen.
+async fn run(script: &str) {
+    let (Some(python), Some(packages)) = (option_env!("PIXELD_TEST_PYTHON"), option_env!("PIXELD_TEST_PYTHONPATH"))
+    else {
+        panic!("PIXELD_TEST_PYTHON and PIXELD_TEST_PYTHONPATH are not set: run scripts/setup.py (or `make setup`)")
+    };
+    let daemon = Daemon::steady().await;
+    let root = env!("CARGO_MANIFEST_DIR");
+    let ran = Command::new(python)
+        .arg(format!("{root}/tests/interop/{script}"))
+        .arg(daemon.address.to_string())
+        .arg(format!("{root}/proto"))
+        .env("PYTHONPATH", packages)
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .unwrap_or_else(|error| panic!("cannot run {python}: {error}; run scripts/setup.py again"));
+    let (said, complained) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
+    assert!(ran.status.success(), "{script} failed:\n{said}\n{complained}");
+}
+
+#[tokio::test]
+async fn python_with_generated_stubs_samples_scores_and_lists() {
+    run("stubs.py").await;
+}
+
+#[tokio::test]
+async fn python_with_reflection_alone_samples_scores_and_lists() {
+    run("reflection.py").await;
+}

@@ -1,0 +1,22 @@
+//! End to end: the app on a port of its own, driven by clients.
+
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "everything here is a test, helpers too"
+)]
+
+mod cancellation;
+mod deadlines;
+mod drain;
+mod generation;
+mod harness;
+mod health;
+mod interop;
+mod models;
+mod reflection;
+mod refusals;
+mod scoring;
+mod steady;

@@ -1,0 +1,172 @@
+//! A model in closed form that the tests can hold still, count and break.
+
+use std::ops::Range;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+use pixeld::head::Head;
+use pixeld::image::{Canvas, Order, Rank, Shape};
+use pixeld::model::{Condition, ModelError, ParamRows, PixelModel, ScoreRow, Slot, StepRow};
+use pixeld::spec::{ConditionSpec, ModelSpec};
+
+/// How far a logit falls for each level away from the centre.
+const SHARPNESS: f32 = 0.25;
+/// A test that waits longer for anything has found a bug.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What a test decides while the model runs.
+#[derive(Debug, Default)]
+struct Script {
+    /// Steps it may still take; `None` is no limit.
+    steps: Option<u64>,
+    /// Steps that stand at the gate now.
+    blocked: bool,
+    /// Every call from now on fails for good.
+    broken: bool,
+}
+
+/// Holds the model's steps back, or lets them go.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Gate {
+    shared: Arc<(Mutex<Script>, Condvar)>,
+}
+
+impl Gate {
+    fn change(&self, change: impl FnOnce(&mut Script)) {
+        change(&mut self.shared.0.lock().unwrap());
+        self.shared.1.notify_all();
+    }
+
+    /// Lets this many more steps through, and no more.
+    pub(crate) fn allow(&self, steps: u64) {
+        self.change(|script| script.steps = Some(steps));
+    }
+
+    /// Lets everything through.
+    pub(crate) fn open(&self) {
+        self.change(|script| script.steps = None);
+    }
+
+    /// Makes every later step fail beyond repair.
+    pub(crate) fn break_model(&self) {
+        self.change(|script| script.broken = true);
+    }
+
+    /// Resolves when a step stands at the closed gate.
+    pub(crate) async fn blocked(&self) {
+        let gate = self.clone();
+        let waiting = tokio::task::spawn_blocking(move || {
+            let (script, changed) = &*gate.shared;
+            let script = script.lock().unwrap();
+            let (_script, late) = changed.wait_timeout_while(script, PATIENCE, |script| !script.blocked).unwrap();
+            assert!(!late.timed_out(), "no step came to the gate");
+        });
+        waiting.await.unwrap();
+    }
+
+    /// Called by a step.
+    fn pass(&self) -> Result<(), ModelError> {
+        let (script, changed) = &*self.shared;
+        let mut script = script.lock().unwrap();
+        if script.broken {
+            return Err(ModelError::Fatal("broken by the test".into()));
+        }
+        if script.steps == Some(0) {
+            script.blocked = true;
+            changed.notify_all();
+            script = changed.wait_while(script, |script| script.steps == Some(0)).unwrap();
+            script.blocked = false;
+        }
+        if let Some(steps) = &mut script.steps {
+            *steps -= 1;
+        }
+        Ok(())
+    }
+}
+
+/// The model: the weight of value v falls with its distance from the value before, shifted by the class.
+pub(crate) struct Steady {
+    spec: ModelSpec,
+    gate: Gate,
+    slots: Vec<Condition>,
+}
+
+impl Steady {
+    /// A model called `name` with two classes and `slots` slots.
+    pub(crate) fn new(name: &str, shape: Shape, slots: u32, gate: &Gate) -> Self {
+        let spec = ModelSpec {
+            name: name.into(),
+            revision: "0123456789abcdef".into(),
+            description: "for tests".into(),
+            family: "toy",
+            shape,
+            order: Order::Raster,
+            head: Head::Categorical,
+            condition: ConditionSpec { classes: 2, class_required: false },
+            slots,
+            bytes_per_slot: 8,
+            held_out_bits_per_dim: None,
+        };
+        Self { spec, gate: gate.clone(), slots: vec![Condition::default(); slots as usize] }
+    }
+
+    fn logits(condition: Condition, values: &[u16], rank: Rank, row: &mut [f32]) {
+        let before = if rank == 0 { 0 } else { u32::from(values[rank as usize - 1]) };
+        let centre = (before + condition.class.map_or(0, |class| class + 1)) % row.len() as u32;
+        for (level, logit) in (0..).zip(row) {
+            *logit = -SHARPNESS * centre.abs_diff(level) as f32;
+        }
+    }
+}
+
+impl PixelModel for Steady {
+    fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    fn open(&mut self, slot: Slot, condition: &Condition) -> Result<(), ModelError> {
+        self.slots[slot.0 as usize] = *condition;
+        Ok(())
+    }
+
+    fn absorb(
+        &mut self,
+        slot: Slot,
+        canvas: &Canvas,
+        known: Range<Rank>,
+        out: &mut ParamRows,
+    ) -> Result<(), ModelError> {
+        let (condition, width) = (self.slots[slot.0 as usize], out.width());
+        for (rank, row) in known.clone().zip(out.resize(known.len()).chunks_exact_mut(width)) {
+            Self::logits(condition, canvas.values(), rank, row);
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, rows: &[StepRow<'_>], out: &mut ParamRows) -> Result<(), ModelError> {
+        self.gate.pass()?;
+        let width = out.width();
+        for (StepRow { slot, canvas }, row) in rows.iter().zip(out.resize(rows.len()).chunks_exact_mut(width)) {
+            Self::logits(self.slots[slot.0 as usize], canvas.values(), canvas.known(), row);
+        }
+        Ok(())
+    }
+
+    fn score(
+        &mut self,
+        rows: &[ScoreRow<'_>],
+        from: Rank,
+        _rows_wanted: u32,
+        out: &mut ParamRows,
+    ) -> Result<Rank, ModelError> {
+        let (values, width) = (self.spec.shape.values(), out.width());
+        let all = rows.iter().flat_map(|row| (from..values).map(move |rank| (row, rank)));
+        let room = out.resize(rows.len() * (values - from) as usize);
+        for ((image, rank), row) in all.zip(room.chunks_exact_mut(width)) {
+            Self::logits(image.condition, image.canvas.values(), rank, row);
+        }
+        Ok(values)
+    }
+
+    fn close(&mut self, _slot: Slot) {}
+}
