@@ -1,5 +1,7 @@
 //! Compiles the protos, tells the binary where libtorch is, and records the git revision. Nothing generated lands in `src/`.
 
+#![allow(clippy::disallowed_methods, reason = "cargo talks to a build script through the environment")]
+
 use std::path::PathBuf;
 use std::process::Command;
 use std::{env, fs};
@@ -22,10 +24,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("cargo::rustc-link-arg=-Wl,-rpath,{libtorch}/lib");
     }
 
-    println!("cargo::rerun-if-changed=.git/HEAD");
-    let git = Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).output();
-    let revision =
-        git.ok().filter(|found| found.status.success()).and_then(|found| String::from_utf8(found.stdout).ok());
-    println!("cargo::rustc-env=PIXELD_GIT_REVISION={}", revision.as_deref().map_or("unknown", str::trim));
+    // Where HEAD has moved is logged in a file that every commit and checkout appends to; in a worktree it lies elsewhere.
+    if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"]).filter(|log| PathBuf::from(log).exists()) {
+        println!("cargo::rerun-if-changed={log}");
+    }
+    let revision = git(&["rev-parse", "--short=12", "HEAD"]).unwrap_or_else(|| "unknown".to_owned());
+    println!("cargo::rustc-env=PIXELD_GIT_REVISION={revision}");
     Ok(())
+}
+
+/// What git answers; nothing in a source archive.
+fn git(arguments: &[&str]) -> Option<String> {
+    let answer = Command::new("git").args(arguments).output().ok().filter(|answer| answer.status.success())?;
+    Some(String::from_utf8(answer.stdout).ok()?.trim().to_owned())
 }

@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::{HeaderMap, Request, Response};
 use http_body::{Body, Frame, SizeHint};
@@ -15,6 +15,11 @@ use tracing::{Instrument, Span};
 
 use super::deadline::{self, Deadline};
 use super::status::status;
+
+/// Where health is asked for.
+const HEALTH: &str = "/grpc.health.";
+/// How long past the deadline a service has to answer in its own words before it is answered for.
+const GRACE: Duration = Duration::from_millis(50);
 
 /// Wraps the routes; `open` counts calls from their first header to the last byte handed to the transport.
 #[derive(Clone, Debug)]
@@ -48,7 +53,8 @@ where
         let method = request.uri().path().to_owned();
         let span =
             tracing::info_span!("call", method, request_id = tracing::field::Empty, model = tracing::field::Empty);
-        let record = Record { started: Instant::now(), code: None, span: span.clone(), _open: self.open.token() };
+        let (started, probe, _open) = (Instant::now(), request.uri().path().starts_with(HEALTH), self.open.token());
+        let record = Record { started, code: None, probe, span: span.clone(), _open };
         let deadline = match deadline::read(request.headers(), record.started) {
             Ok(deadline) => deadline,
             Err(error) => return Box::pin(async move { Ok(refusal(status(&error), record)) }),
@@ -60,7 +66,7 @@ where
                 biased;
                 answer = answer => Ok(Logged::wrap(answer?, record)),
                 // The services answer by themselves at the deadline; this ends a request that never came to its end.
-                () = deadline::passed(deadline) => Ok(refusal(status(&deadline::exceeded()), record)),
+                () = deadline::passed(deadline.map(|deadline| deadline + GRACE)) => Ok(refusal(status(&deadline::exceeded()), record)),
             }
         };
         Box::pin(bounded.instrument(span))
@@ -75,6 +81,8 @@ fn refusal(status: Status, record: Record) -> Answer {
 struct Record {
     started: Instant,
     code: Option<Code>,
+    /// Probes come every few seconds and say nothing new.
+    probe: bool,
     span: Span,
     _open: TaskTrackerToken,
 }
@@ -92,7 +100,10 @@ impl Drop for Record {
         // Nobody took the end of the answer: the client is gone.
         let code = self.code.unwrap_or(Code::Cancelled);
         let elapsed_ms = self.started.elapsed().as_secs_f64() * 1e3;
-        self.span.in_scope(|| tracing::info!(?code, elapsed_ms, "call ended"));
+        self.span.in_scope(|| match self.probe {
+            false => tracing::info!(?code, elapsed_ms, "call ended"),
+            true => tracing::debug!(?code, elapsed_ms, "call ended"),
+        });
     }
 }
 

@@ -7,37 +7,78 @@
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use futures_util::Stream;
+use futures_util::task::AtomicWaker;
 use tokio::task::AbortHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use super::status::status;
 use crate::error::{DeadlineStage, Error};
 
 /// How long an answer may wait to be read before its work is stopped.
 pub(super) const MAX_SILENCE: Duration = Duration::from_secs(30);
+/// How long past the deadline a stream that is being read has to say so in its own words.
+const GRACE: Duration = Duration::from_millis(50);
 
 /// Values handed out so far, for the report of a lease that ran out.
 pub(super) type Progress = Arc<AtomicU64>;
 
+type Items<T> = Pin<Box<dyn Stream<Item = Result<T, Error>> + Send>>;
+
 /// A response stream under watch; see the module.
 pub(super) struct Lease<T> {
-    shared: Arc<Mutex<Shared<T>>>,
+    held: Arc<Mutex<Held<T>>>,
+    bell: Arc<Bell>,
+    /// Rings the bell.
+    waker: Waker,
     watch: AbortHandle,
 }
 
-type Items<T> = Pin<Box<dyn Stream<Item = Result<T, Error>> + Send>>;
-
-struct Shared<T> {
+struct Held<T> {
     /// `None` once it has ended or was dropped.
     stream: Option<Items<T>>,
-    /// Since when the next move is the client's; `None` while it is ours.
-    unread_since: Option<Instant>,
     /// Why it was dropped, until that is told.
     verdict: Option<Error>,
+}
+
+/// Stands between the stream and the transport, to know whose move it is. That a poll found nothing does not mean that
+/// the transport waits for us: it may hold back what it had, and not come again when the stream has more.
+struct Bell {
+    transport: AtomicWaker,
+    epoch: Instant,
+    /// Since when there has been something to fetch, in milliseconds from the epoch, counted from 1; 0 if there is not.
+    unread_ms: AtomicU64,
+}
+
+impl Bell {
+    fn ours(&self) {
+        self.unread_ms.store(0, Ordering::Relaxed);
+    }
+
+    fn theirs(&self) {
+        let now = 1 + self.epoch.elapsed().as_millis() as u64;
+        // Whoever waits for long has waited from the first time.
+        _ = self.unread_ms.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    fn unread_since(&self) -> Option<Instant> {
+        let since = self.unread_ms.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(self.epoch + Duration::from_millis(since))
+    }
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.theirs();
+        self.transport.wake();
+    }
 }
 
 impl<T: Send + 'static> Lease<T> {
@@ -48,65 +89,63 @@ impl<T: Send + 'static> Lease<T> {
         max_silence: Duration,
         progress: Progress,
     ) -> Self {
-        let shared = Shared { stream: Some(Box::pin(stream)), unread_since: Some(Instant::now()), verdict: None };
-        let shared = Arc::new(Mutex::new(shared));
-        let watch = tokio::spawn(watch(Arc::clone(&shared), deadline.map(Instant::from), max_silence, progress));
-        Self { shared, watch: watch.abort_handle() }
+        let held = Arc::new(Mutex::new(Held { stream: Some(Box::pin(stream)), verdict: None }));
+        let bell = Bell { transport: AtomicWaker::new(), epoch: Instant::now(), unread_ms: AtomicU64::new(1) };
+        let bell = Arc::new(bell);
+        let waker = Waker::from(Arc::clone(&bell));
+        let (watched, rung) = (Arc::clone(&held), Arc::clone(&bell));
+        let watch = tokio::spawn(async move {
+            let stage = DeadlineStage::MidStream;
+            let late = || Error::DeadlineExceeded { stage, values: progress.load(Ordering::Relaxed) };
+            let verdict = tokio::select! {
+                () = super::deadline::passed(deadline.map(|deadline| deadline + GRACE)) => late(),
+                () = unread(&rung, max_silence) => Error::ClientTooSlow { values: progress.load(Ordering::Relaxed) },
+            };
+            let mut held = lock(&watched);
+            if held.stream.take().is_some() {
+                held.verdict = Some(verdict);
+            }
+            drop(held);
+            rung.transport.wake();
+        });
+        Self { held, bell, waker, watch: watch.abort_handle() }
     }
 }
 
-fn lock<T>(shared: &Mutex<Shared<T>>) -> MutexGuard<'_, Shared<T>> {
-    // A panic inside a stream leaves nothing half done that a later poll could trip over.
-    shared.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-async fn watch<T>(shared: Arc<Mutex<Shared<T>>>, deadline: Option<Instant>, max_silence: Duration, progress: Progress) {
-    let mut next = Instant::now() + max_silence;
-    if let Some(deadline) = deadline {
-        next = next.min(deadline);
-    }
+/// Resolves when something has waited to be fetched for `max_silence`.
+async fn unread(bell: &Bell, max_silence: Duration) {
     loop {
-        tokio::time::sleep_until(next).await;
         let now = Instant::now();
-        let mut shared = lock(&shared);
-        if shared.stream.is_none() {
+        let end = bell.unread_since().unwrap_or(now) + max_silence;
+        if end <= now {
             return;
         }
-        let late = deadline.is_some_and(|deadline| deadline <= now);
-        next = now + max_silence;
-        if let Some(since) = shared.unread_since {
-            let values = progress.load(Ordering::Relaxed);
-            if late {
-                shared.verdict = Some(Error::DeadlineExceeded { stage: DeadlineStage::MidStream, values });
-            } else if since + max_silence <= now {
-                shared.verdict = Some(Error::ClientTooSlow { values });
-            } else {
-                next = since + max_silence;
-            }
-            if shared.verdict.is_some() {
-                shared.stream = None;
-                return;
-            }
-        }
-        if let (Some(deadline), false) = (deadline, late) {
-            next = next.min(deadline);
-        }
+        sleep_until(end).await;
     }
+}
+
+fn lock<T>(held: &Mutex<Held<T>>) -> MutexGuard<'_, Held<T>> {
+    // A panic inside a stream leaves nothing half done that a later poll could trip over.
+    held.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<T> Stream for Lease<T> {
     type Item = Result<T, tonic::Status>;
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let mut shared = lock(&self.shared);
-        let Some(stream) = shared.stream.as_mut() else {
-            return Poll::Ready(shared.verdict.take().map(|error| Err(status(&error))));
+        let mut held = lock(&self.held);
+        let Some(stream) = held.stream.as_mut() else {
+            return Poll::Ready(held.verdict.take().map(|error| Err(status(&error))));
         };
-        let polled = stream.as_mut().poll_next(context);
-        shared.unread_since = polled.is_ready().then(Instant::now);
+        self.bell.ours();
+        self.bell.transport.register(context.waker());
+        let polled = stream.as_mut().poll_next(&mut Context::from_waker(&self.waker));
+        if polled.is_ready() {
+            self.bell.theirs();
+        }
         if !matches!(polled, Poll::Pending | Poll::Ready(Some(Ok(_)))) {
             // Ended: what it holds is free before the client has read to the end.
-            shared.stream = None;
+            held.stream = None;
         }
         polled.map(|item| item.map(|item| item.map_err(|error| status(&error))))
     }
@@ -116,7 +155,7 @@ impl<T> Drop for Lease<T> {
     fn drop(&mut self) {
         self.watch.abort();
         // The watch may hold its share a moment longer; the work ends now.
-        lock(&self.shared).stream = None;
+        lock(&self.held).stream = None;
     }
 }
 
@@ -187,6 +226,19 @@ mod tests {
         assert_eq!(Arc::strong_count(&token), 2);
         drop(lease);
         assert_eq!(Arc::strong_count(&token), 1, "dropping the answer ends the work at once");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn news_that_nobody_fetches_counts_as_silence_even_after_a_poll_that_found_nothing() {
+        let (news, receiver) = tokio::sync::oneshot::channel::<u32>();
+        let (mut lease, token) = lease(stream::once(async move { Ok(receiver.await.unwrap_or(0)) }), None);
+        assert!(lease.next().now_or_never().is_none());
+        tokio::time::advance(MAX_SILENCE * 2).await;
+        tokio::task::yield_now().await;
+        assert_eq!(Arc::strong_count(&token), 2, "there was nothing to fetch");
+        news.send(1).unwrap();
+        let after = released(&token).await;
+        assert!(after >= MAX_SILENCE && after < MAX_SILENCE * 2 + Duration::from_secs(1), "{after:?}");
     }
 
     #[tokio::test(start_paused = true)]

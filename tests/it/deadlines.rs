@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
+use pixeld::app::Source;
+use pixeld::image::Shape;
 use pixeld::rpc::proto::SchedulingParams;
+use pixeld::rpc::proto::generation_service_client::GenerationServiceClient;
 use pixeld::rpc::proto::stream_generate_images_response::Event;
 use pixeld::rpc::proto::stream_score_images_request::Part;
 use pixeld::rpc::proto::{ScoringSpec, StreamGenerateImagesRequest};
@@ -10,8 +13,9 @@ use tokio_stream::StreamExt;
 use tonic::{Code, Request};
 use tonic_types::StatusExt;
 
-use crate::harness::{Daemon, PATIENCE, config, next, read, refusal, stream};
+use crate::harness::{Daemon, MODEL, PATIENCE, config, connect_deaf, next, patiently, read, refusal, stream};
 use crate::scoring::part;
+use crate::steady::{Gate, Steady};
 
 /// Longer than it takes to open a stream, short enough to wait for.
 const SHORT: Duration = Duration::from_millis(300);
@@ -67,6 +71,42 @@ async fn a_scoring_stream_whose_client_says_nothing_ends_at_its_deadline() {
     let mut answers = daemon.scoring().stream_score_images(request).await.unwrap().into_inner();
     let status = tokio::time::timeout(PATIENCE, answers.message()).await.expect("it ends").unwrap_err();
     assert_eq!(refusal(&status).0, Code::DeadlineExceeded);
+}
+
+#[tokio::test]
+async fn a_stream_nobody_reads_gives_its_place_back_at_its_deadline() {
+    let mut config = config();
+    config.engine.engine.queue_images = 0;
+    // Large enough that it cannot hide in the buffers on the way.
+    let large = Shape::new(64, 64, 3, 16).unwrap();
+    let source = Source::new(MODEL, move || Ok(Box::new(Steady::new(MODEL, large, 1, &Gate::default()))));
+    let daemon = Daemon::start(config, vec![source]).await;
+    let mut deaf = GenerationServiceClient::new(connect_deaf(daemon.address));
+    let mut request = Request::new(StreamGenerateImagesRequest { include_log_probs: true, ..stream(1, 1) });
+    request.set_timeout(SHORT);
+    let mut unread = deaf.stream_generate_images(request).await.unwrap().into_inner();
+    let mut refused = 0;
+    let second = patiently(async {
+        loop {
+            match daemon.generation().stream_generate_images(stream(1, 2)).await {
+                Ok(second) => break second,
+                Err(status) => assert_eq!(status.code(), Code::ResourceExhausted),
+            }
+            refused += 1;
+        }
+    });
+    let second = second.await;
+    assert!(refused > 0, "the only place was taken until then");
+    drop(second);
+    let status = patiently(async {
+        loop {
+            match next(&mut unread).await {
+                Ok(event) => assert!(event.is_some(), "it does not end well"),
+                Err(status) => break status,
+            }
+        }
+    });
+    assert_eq!(refusal(&status.await).0, Code::DeadlineExceeded);
 }
 
 #[tokio::test]

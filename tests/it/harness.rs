@@ -117,6 +117,16 @@ pub(crate) fn connect(address: SocketAddr) -> Channel {
     Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy()
 }
 
+/// A connection whose client takes no more than a few bytes of a stream before it is read.
+pub(crate) fn connect_deaf(address: SocketAddr) -> Channel {
+    Endpoint::from_shared(format!("http://{address}")).unwrap().initial_stream_window_size(64).connect_lazy()
+}
+
+/// What comes of `work`, which must not take for ever.
+pub(crate) async fn patiently<T>(work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, work).await.expect("it ends")
+}
+
 /// A request for `images` images from `seed`.
 pub(crate) fn spec(images: u32, seed: u64) -> GenerationSpec {
     let sampling = SamplingParams { seed: Some(seed), ..SamplingParams::default() };
