@@ -3,6 +3,8 @@
 pub mod families;
 pub mod manifest;
 mod registry;
+#[cfg(test)]
+pub(crate) mod scripted;
 
 use std::ops::Range;
 
