@@ -4,14 +4,15 @@
 //! There is no lock: a value is stored before the watermark passes it (release) and read after the watermark was seen to
 //! have passed it (acquire). A reader that never comes costs the buffer and nothing else.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use tokio::sync::Notify;
 
 use crate::error::Error;
 use crate::image::Rank;
+use crate::job::SampleJob;
 
 /// Consecutive values of one image, in rank order.
 #[derive(Clone, Debug, PartialEq)]
@@ -123,6 +124,59 @@ pub struct SampleBuffer {
     pub failure: OnceLock<Error>,
     /// Woken whenever a unit of the job's granularity, the last value or a failure is there to be read.
     pub wake: Notify,
+}
+
+impl SampleBuffer {
+    /// Room for every value that `job` wants sampled.
+    #[must_use]
+    pub fn new(job: &SampleJob) -> Self {
+        let image = || ImageBuffer::new(job.prefix.known(), job.prefix.shape().values());
+        Self {
+            images: (0..job.images).map(|_| image()).collect(),
+            milestones: Milestones::default(),
+            peak_batch: AtomicU32::new(0),
+            sampled: AtomicU64::new(0),
+            failure: OnceLock::new(),
+            wake: Notify::new(),
+        }
+    }
+}
+
+/// Said to the readers of an engine that went without a word.
+pub(super) const ENGINE_GONE: &str = "the engine has ended";
+
+/// The engine's end of a buffer, wherever the job happens to be: in the command channel, in the core, or nowhere any
+/// more. However it goes, by an unwinding thread or a closed channel, its reader is told, so no stream can hang.
+#[derive(Debug)]
+pub(super) struct Promise(Arc<SampleBuffer>);
+
+impl Promise {
+    pub(super) fn new(buffer: Arc<SampleBuffer>) -> Self {
+        Self(buffer)
+    }
+
+    pub(super) fn buffer(&self) -> Arc<SampleBuffer> {
+        Arc::clone(&self.0)
+    }
+
+    /// Every image is complete.
+    pub(super) fn keep(self, now: Instant) {
+        self.0.milestones.finished.get_or_init(|| now);
+    }
+
+    /// The job ends here, and why.
+    pub(super) fn fail(self, error: Error) {
+        self.0.failure.get_or_init(|| error);
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        if self.0.milestones.finished.get().is_none() {
+            self.0.failure.get_or_init(|| Error::EngineFault(ENGINE_GONE.into()));
+        }
+        self.0.wake.notify_one();
+    }
 }
 
 #[cfg(test)]

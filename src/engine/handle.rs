@@ -1,136 +1,180 @@
-//! The async side of an engine: permits, submission, and streams that cancel what nobody reads any more.
+//! The async side of an engine: permits and submission.
 
-use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, TrySendError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 
-use super::event::Run;
+use super::core::Command;
+use super::event::{Promise, SampleBuffer};
+use super::gauges::Load;
 use super::health::Health;
-use crate::error::Error;
+use super::pass::ScoreReply;
+use super::shared::{Claim, Places, Shared};
+use super::stream::{SampleStream, ScoreTicket};
+use crate::error::{Error, Violations};
 use crate::job::{SampleJob, ScoreJob};
+use crate::sched::JobId;
 use crate::spec::ModelSpec;
+
+/// A wait worth naming, when nothing has been measured yet.
+const UNKNOWN_WAIT: Duration = Duration::from_secs(1);
+/// No estimate is shorter or longer than this.
+const WAITS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(3600));
 
 /// Cheap to clone; every clone feeds the same engine.
 #[derive(Clone, Debug)]
-pub struct Handle {}
-
-/// What one request consumed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// Values sampled.
-    pub sampled_values: u64,
-    /// Values that came as prefixes.
-    pub prefix_values: u64,
-    /// Largest number of images in one step with one of this job's.
-    pub peak_batch: u32,
+pub struct Handle {
+    commands: SyncSender<Command>,
+    pub(super) shared: Arc<Shared>,
 }
 
-/// Where one request's time went.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Timing {
-    /// From submission to the first slot.
-    pub queue: Duration,
-    /// From there to the end of the first prefix.
-    pub prefill: Duration,
-    /// From submission to the first value.
-    pub first_value: Duration,
-    /// From the first value to the last.
-    pub decode: Duration,
-}
-
-/// The end of a sampling job.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SampleSummary {
-    /// Log-likelihood of each image in nats, prefix included.
-    pub log_likelihoods: Vec<f64>,
-    /// What it consumed.
-    pub usage: Usage,
-    /// Where the time went.
-    pub timing: Timing,
+/// What a request wants places for.
+#[derive(Clone, Copy)]
+enum Kind {
+    Sampling,
+    Scoring,
 }
 
 impl Handle {
+    pub(super) fn new(commands: SyncSender<Command>, shared: Arc<Shared>) -> Self {
+        Self { commands, shared }
+    }
+
     /// What the model promises.
     #[must_use]
     pub fn spec(&self) -> &Arc<ModelSpec> {
-        todo!()
+        &self.shared.spec
     }
 
-    /// Queues a sampling job; never waits.
+    /// Queues a sampling job; never waits. `deadline`: when the client gives up.
     ///
     /// # Errors
-    /// [`Error::QueueFull`], [`Error::Draining`], [`Error::ModelFailed`].
-    pub fn sample(&self, _job: SampleJob, _deadline: Option<Instant>) -> Result<SampleStream, Error> {
-        todo!()
+    /// [`Error::QueueFull`], [`Error::Draining`], [`Error::ModelFailed`]; [`Error::Invalid`] for more images than there
+    /// are places in all.
+    pub fn sample(&self, job: SampleJob, deadline: Option<Instant>) -> Result<SampleStream, Error> {
+        let permits = self.admit(Kind::Sampling, job.images)?;
+        let buffer = Arc::new(SampleBuffer::new(&job));
+        let id = self.shared.new_job();
+        let make = SampleStream::maker(&job, Arc::clone(&buffer), deadline);
+        let images = job.images;
+        self.send(Command::Sample { id, job, promise: Promise::new(buffer) }, Kind::Sampling, images)?;
+        Ok(make(self.claim(id, permits)))
     }
 
-    /// Queues a scoring job; never waits.
+    /// Queues a scoring job; never waits. `deadline`: when the client gives up.
     ///
     /// # Errors
-    /// [`Error::QueueFull`], [`Error::Draining`], [`Error::ModelFailed`].
-    pub fn score(&self, _job: ScoreJob, _deadline: Option<Instant>) -> Result<ScoreTicket, Error> {
-        todo!()
+    /// [`Error::QueueFull`], [`Error::Draining`], [`Error::ModelFailed`]; [`Error::Invalid`] for more items than there
+    /// are places in all.
+    pub fn score(&self, job: ScoreJob, deadline: Option<Instant>) -> Result<ScoreTicket, Error> {
+        let items = job.items.len() as u32;
+        let permits = self.admit(Kind::Scoring, items)?;
+        let (sender, result) = oneshot::channel();
+        let started = Arc::new(OnceLock::new());
+        let id = self.shared.new_job();
+        let reply = ScoreReply { started: Arc::clone(&started), result: sender };
+        self.send(Command::Score { id, job, reply }, Kind::Scoring, items)?;
+        Ok(ScoreTicket::new(self.claim(id, permits), result, started, deadline))
     }
 
     /// The engine's health, now and as it changes.
     #[must_use]
     pub fn health(&self) -> watch::Receiver<Health> {
-        todo!()
+        self.shared.health.subscribe()
+    }
+
+    /// How busy the engine is; a few loads of atomics.
+    #[must_use]
+    pub fn load(&self) -> Load {
+        self.shared.gauges.load(Instant::now())
     }
 
     /// Stops admission; what was admitted goes on.
     pub fn drain(&self) {
-        todo!()
+        self.shared.drain();
     }
 
-    /// Resolves when no permit is out any more: every stream and ticket is gone.
+    /// Resolves when no permit is out any more: every stream and ticket is gone. Call [`drain`](Self::drain) first.
     pub async fn drained(&self) {
-        todo!()
-    }
-}
-
-/// A sampling job under way. Owns its permits: dropping it frees them and cancels the job within one step.
-#[derive(Debug)]
-pub struct SampleStream {}
-
-impl SampleStream {
-    /// Whatever waits to be read, whole units of the job's granularity only; waits if nothing does. `None` once every
-    /// value of every image has been handed out. `partial_after`: hand out incomplete units too, once this much time has
-    /// passed since the call with something waiting.
-    ///
-    /// # Errors
-    /// Why the job ended early; the stream is over then.
-    pub async fn next(&mut self, _partial_after: Option<Duration>) -> Option<Result<Vec<Run>, Error>> {
-        todo!()
+        for places in [&self.shared.sampling, &self.shared.scoring] {
+            // Fails only if the semaphore is closed, which nobody does. The permits go back at once: `admit` looks at the
+            // health once it has its own, so whoever comes after `drain` was called is refused.
+            let _ = places.permits.acquire_many(places.limit).await;
+        }
     }
 
-    /// Totals, once `next` has returned `None`.
-    #[must_use]
-    pub fn summary(&self) -> Option<SampleSummary> {
-        todo!()
+    /// Tells the thread to end what is left.
+    pub(super) fn stop(&self) {
+        self.shared.drain();
+        self.shared.stop();
+        // A full channel wakes the engine as well.
+        let _ = self.commands.try_send(Command::Wake);
     }
-}
 
-/// One scored image.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Score {
-    /// Log-likelihood of the image in nats.
-    pub log_likelihood: f64,
-    /// Log-probability of each value in rank order, in nats, if asked for.
-    pub log_probs: Option<Vec<f32>>,
-}
+    fn places(&self, kind: Kind) -> &Places {
+        match kind {
+            Kind::Sampling => &self.shared.sampling,
+            Kind::Scoring => &self.shared.scoring,
+        }
+    }
 
-/// A scoring job under way. Owns its permits: dropping it frees them and cancels the job.
-#[derive(Debug)]
-pub struct ScoreTicket {}
+    /// Permits for `images` images, before anything is spent on them.
+    fn admit(&self, kind: Kind, images: u32) -> Result<OwnedSemaphorePermit, Error> {
+        let places = self.places(kind);
+        let permits = Arc::clone(&places.permits).try_acquire_many_owned(images);
+        // Only now: see `drained`.
+        self.serving()?;
+        if images > places.limit {
+            let field = match kind {
+                Kind::Sampling => "image_count",
+                Kind::Scoring => "items",
+            };
+            let mut violations = Violations::new();
+            violations.add(field, format!("must be at most {}, the places of the queue, got {images}", places.limit));
+            return Err(violations.into());
+        }
+        permits.map_err(|_| self.full(kind, images))
+    }
 
-impl ScoreTicket {
-    /// The scores in the order of the job's items, and where the time went.
-    ///
-    /// # Errors
-    /// Why the job ended early.
-    pub async fn scores(self) -> Result<(Vec<Score>, Timing), Error> {
-        todo!()
+    fn serving(&self) -> Result<(), Error> {
+        match &*self.shared.health.borrow() {
+            Health::Warming | Health::Ready => Ok(()),
+            Health::Draining => Err(Error::Draining),
+            Health::Failed(why) => Err(Error::ModelFailed { name: self.spec().name.clone(), why: why.clone() }),
+        }
+    }
+
+    fn send(&self, command: Command, kind: Kind, images: u32) -> Result<(), Error> {
+        self.commands.try_send(command).map_err(|error| match error {
+            TrySendError::Full(_) => self.full(kind, images),
+            // The thread is gone; by failing, or else by stopping.
+            TrySendError::Disconnected(_) => self.serving().err().unwrap_or(Error::Draining),
+        })
+    }
+
+    fn claim(&self, job: JobId, permits: OwnedSemaphorePermit) -> Claim {
+        Claim { shared: Arc::clone(&self.shared), job, open: true, _permits: permits }
+    }
+
+    /// The refusal. Its wait is what the places still missing take to come free at the latest pace: every slot gives one
+    /// back after as many steps as an image has; scoring gives one back for every image's worth of values.
+    fn full(&self, kind: Kind, requested: u32) -> Error {
+        let (places, spec, gauges) = (self.places(kind), self.spec(), &self.shared.gauges);
+        let free = places.free();
+        let missing = f64::from(requested.saturating_sub(free).max(1));
+        let values = f64::from(spec.shape.values());
+        let seconds = match kind {
+            Kind::Sampling => {
+                let steps = values / f64::from(spec.values_per_step().max(1));
+                gauges.step().as_secs_f64() * steps * missing / f64::from(spec.slots.max(1))
+            }
+            Kind::Scoring => gauges.scored_value().as_secs_f64() * values * missing,
+        };
+        let measured = seconds > 0.0;
+        let estimate = Duration::try_from_secs_f64(seconds).unwrap_or(WAITS.1).clamp(WAITS.0, WAITS.1);
+        let retry_after = if measured { estimate } else { UNKNOWN_WAIT };
+        Error::QueueFull { name: spec.name.clone(), requested, free, limit: places.limit, retry_after }
     }
 }

@@ -2,9 +2,21 @@
 
 mod core;
 pub mod event;
+mod execute;
+mod gauges;
+mod guarded;
 mod handle;
 pub mod health;
+mod live;
+mod pass;
+mod shared;
+mod stream;
+#[cfg(test)]
+mod tests;
 mod thread;
 
-pub use handle::{Handle, SampleStream, Score, ScoreTicket};
+pub use core::SCORE_IMAGES;
+pub use gauges::Load;
+pub use handle::Handle;
+pub use stream::{SampleStream, SampleSummary, Score, ScoreTicket, Timing, Usage};
 pub use thread::{Engine, EngineConfig};

@@ -1,0 +1,126 @@
+//! An image in a slot: what is known of it, and who is told.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use super::event::SampleBuffer;
+use crate::head::{Head, NotFinite};
+use crate::image::{Canvas, Rank, Shape};
+use crate::job::{Granularity, SampleJob};
+use crate::model::ParamRows;
+use crate::noise;
+use crate::sched::ImageKey;
+
+/// Values between two moments at which a reader of this granularity is woken.
+pub(super) fn unit(granularity: Granularity, shape: Shape) -> u32 {
+    match granularity {
+        Granularity::Value => 1,
+        Granularity::Pixel => shape.channels(),
+        Granularity::Row => shape.channels() * shape.width(),
+    }
+}
+
+/// One image that holds a slot.
+pub(super) struct Live {
+    pub(super) key: ImageKey,
+    pub(super) canvas: Canvas,
+    job: Arc<SampleJob>,
+    buffer: Arc<SampleBuffer>,
+    /// Of every value so far, prefix included, in nats.
+    log_likelihood: f64,
+    unit: u32,
+    /// A unit was completed that the reader has not been woken for.
+    news: bool,
+}
+
+impl Live {
+    /// An image that starts with its prefix known, or, in a replay, with nothing: the step then leads through the prefix.
+    pub(super) fn new(key: ImageKey, job: Arc<SampleJob>, buffer: Arc<SampleBuffer>, replay: bool) -> Self {
+        let shape = job.prefix.shape();
+        // Not a clone of the prefix: this one has room for the whole image, so no step allocates.
+        let mut canvas = Canvas::empty(shape);
+        if !replay {
+            job.prefix.values().iter().for_each(|&value| _ = canvas.push(value));
+        }
+        let unit = unit(job.granularity, shape);
+        Self { key, canvas, job, buffer, log_likelihood: 0.0, unit, news: false }
+    }
+
+    /// Sums the log-probabilities of the known values at `ranks`, from the rows that predicted them.
+    pub(super) fn absorbed(
+        &mut self,
+        ranks: Range<Rank>,
+        rows: &ParamRows,
+        head: Head,
+        clock: fn() -> Instant,
+    ) -> Result<(), NotFinite> {
+        let per_step = head.values_per_step(self.canvas.shape()).max(1) as usize;
+        let known = self.canvas.values().get(ranks.start as usize..ranks.end as usize).unwrap_or_default();
+        for (index, &value) in known.iter().enumerate() {
+            self.log_likelihood += head.log_prob(rows.row(index / per_step), value)?;
+        }
+        if ranks.end >= self.job.prefix.known() {
+            self.buffer.milestones.prefilled.get_or_init(clock);
+        }
+        Ok(())
+    }
+
+    /// Draws the values that `row` predicts, or, in a replay, takes them from the prefix. `batch`: images in the step.
+    pub(super) fn advance(
+        &mut self,
+        row: &[f32],
+        head: Head,
+        batch: u32,
+        clock: fn() -> Instant,
+    ) -> Result<(), NotFinite> {
+        let (prefix, before) = (self.job.prefix.known(), self.canvas.known());
+        for _ in 0..head.values_per_step(self.canvas.shape()) {
+            let rank = self.canvas.known();
+            if let Some(&value) = self.job.prefix.values().get(rank as usize) {
+                self.log_likelihood += head.log_prob(row, value)?;
+                self.canvas.push(value);
+                continue;
+            }
+            let u = noise::uniform(self.job.seed, self.job.first_image + self.key.index, rank);
+            let drawn = head.draw(row, &self.job.tuning, u)?;
+            self.log_likelihood += drawn.log_prob;
+            self.canvas.push(drawn.value);
+            if let Some(image) = self.buffer.images.get(self.key.index as usize) {
+                image.push(drawn.value, drawn.log_prob as f32);
+            }
+        }
+        let known = self.canvas.known();
+        let (buffer, milestones) = (&self.buffer, &self.buffer.milestones);
+        if known >= prefix {
+            milestones.prefilled.get_or_init(clock);
+        }
+        if known > prefix {
+            milestones.first_value.get_or_init(clock);
+            self.news |= before / self.unit != known / self.unit;
+        }
+        // The engine thread is the only writer of both, so a load and a store are enough, and cheaper than one exchange.
+        let sampled = u64::from(known.max(prefix) - before.max(prefix));
+        buffer.sampled.store(buffer.sampled.load(Ordering::Relaxed) + sampled, Ordering::Relaxed);
+        if buffer.peak_batch.load(Ordering::Relaxed) < batch {
+            buffer.peak_batch.store(batch, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Wakes the reader if a unit was completed since the last time. `woken`: the job woken just before, if any; one
+    /// wake-up tells of all its images.
+    pub(super) fn tell(&mut self, woken: &mut Option<crate::sched::JobId>) {
+        if std::mem::take(&mut self.news) && woken.replace(self.key.job) != Some(self.key.job) {
+            self.buffer.wake.notify_one();
+        }
+    }
+
+    /// Puts the log-likelihood of the complete image where its reader finds it.
+    pub(super) fn finish(&self) {
+        if let Some(image) = self.buffer.images.get(self.key.index as usize) {
+            image.finish(self.log_likelihood);
+        }
+    }
+}

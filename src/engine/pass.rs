@@ -1,0 +1,139 @@
+//! Images on their way through a scoring pass, slice by slice.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use tokio::sync::oneshot;
+
+use super::stream::Score;
+use crate::error::Error;
+use crate::head::{Head, NotFinite};
+use crate::image::Rank;
+use crate::job::ScoreJob;
+use crate::model::{ParamRows, ScoreRow};
+use crate::sched::{ImageKey, JobId};
+
+/// Where the result of a scoring job goes.
+#[derive(Debug)]
+pub(super) struct ScoreReply {
+    /// Set when the first of its images is about to be scored.
+    pub(super) started: Arc<OnceLock<Instant>>,
+    /// The scores in the order of the items, and when the last one was complete.
+    pub(super) result: oneshot::Sender<Result<(Vec<Score>, Instant), Error>>,
+}
+
+/// A scoring job the engine has accepted.
+pub(super) struct ScoreWork {
+    pub(super) job: Arc<ScoreJob>,
+    pub(super) reply: ScoreReply,
+    scores: Vec<Option<Score>>,
+    missing: usize,
+}
+
+impl ScoreWork {
+    pub(super) fn new(job: ScoreJob, reply: ScoreReply) -> Self {
+        let missing = job.items.len();
+        Self { job: Arc::new(job), reply, scores: vec![None; missing], missing }
+    }
+
+    /// Enters the score of item `index`; whether it was the last one missing.
+    pub(super) fn enter(&mut self, index: u32, score: Score) -> bool {
+        if let Some(place @ None) = self.scores.get_mut(index as usize) {
+            *place = Some(score);
+            self.missing -= 1;
+        }
+        self.missing == 0
+    }
+
+    /// Hands out the scores.
+    pub(super) fn deliver(self, finished: Instant) {
+        // A ticket that is gone wants no answer.
+        let _ = self.reply.result.send(Ok((self.scores.into_iter().flatten().collect(), finished)));
+    }
+}
+
+/// One image of the pass under way. It keeps its job's images alive: the model is owed the same ones until the pass ends,
+/// whoever has given up on them meanwhile.
+struct Member {
+    key: ImageKey,
+    job: Arc<ScoreJob>,
+    score: Score,
+    failed: bool,
+}
+
+/// The scoring pass under way; empty between passes.
+#[derive(Default)]
+pub(super) struct Pass {
+    members: Vec<Member>,
+}
+
+impl Pass {
+    /// Takes in one image of a new pass.
+    pub(super) fn join(&mut self, key: ImageKey, job: &Arc<ScoreJob>) {
+        let values = job.items.get(key.index as usize).map_or(0, |(canvas, _)| canvas.known());
+        let log_probs = job.per_value.then(|| Vec::with_capacity(values as usize));
+        let score = Score { log_likelihood: 0.0, log_probs };
+        self.members.push(Member { key, job: Arc::clone(job), score, failed: false });
+    }
+
+    /// Forgets everything.
+    pub(super) fn clear(&mut self) {
+        self.members.clear();
+    }
+
+    /// The images, as the model takes them.
+    pub(super) fn rows(&self) -> Vec<ScoreRow<'_>> {
+        self.members.iter().filter_map(Member::row).collect()
+    }
+
+    /// Adds up the slice `from..reached`; `failed` hears of every image with a row that is not finite, once.
+    pub(super) fn add(
+        &mut self,
+        from: Rank,
+        reached: Rank,
+        rows: &ParamRows,
+        head: Head,
+        mut failed: impl FnMut(ImageKey),
+    ) {
+        for (place, member) in self.members.iter_mut().enumerate() {
+            if !member.failed && member.add(place, from, reached, rows, head).is_err() {
+                member.failed = true;
+                failed(member.key);
+            }
+        }
+    }
+
+    /// The score of `key`, which is complete.
+    pub(super) fn take(&mut self, key: ImageKey) -> Option<Score> {
+        let member = self.members.iter_mut().find(|member| member.key == key)?;
+        let log_probs = member.score.log_probs.take();
+        Some(Score { log_likelihood: member.score.log_likelihood, log_probs })
+    }
+
+    /// Whether any image of the pass belongs to a job that `lives`.
+    pub(super) fn serves(&self, lives: impl Fn(JobId) -> bool) -> bool {
+        self.members.iter().any(|member| lives(member.key.job))
+    }
+}
+
+impl Member {
+    fn row(&self) -> Option<ScoreRow<'_>> {
+        let (canvas, condition) = self.job.items.get(self.key.index as usize)?;
+        Some(ScoreRow { canvas, condition: *condition })
+    }
+
+    fn add(&mut self, place: usize, from: Rank, reached: Rank, rows: &ParamRows, head: Head) -> Result<(), NotFinite> {
+        let Some((canvas, _)) = self.job.items.get(self.key.index as usize) else { return Ok(()) };
+        let per_step = head.values_per_step(canvas.shape()).max(1) as usize;
+        let values = canvas.values().get(from as usize..reached as usize).unwrap_or_default();
+        let first = place * values.len() / per_step;
+        for (index, &value) in values.iter().enumerate() {
+            let log_prob = head.log_prob(rows.row(first + index / per_step), value)?;
+            self.score.log_likelihood += log_prob;
+            if let Some(log_probs) = &mut self.score.log_probs {
+                log_probs.push(log_prob as f32);
+            }
+        }
+        Ok(())
+    }
+}
