@@ -1,0 +1,141 @@
+"""Writes model packages: a directory with `model.toml` and one weights file."""
+
+import hashlib
+import io
+import sys
+from pathlib import Path
+from typing import Any, Sequence
+
+import torch
+
+from pixeld.models.image_transformer import ImageTransformer, ImageTransformerConfig
+from pixeld.sample import Sample, sample
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+FORMAT = 1
+SAFE_MARGIN = 1e-4  # a golden sample this far from every boundary of its draws is the same on every device
+
+
+def crc32c(data: bytes) -> int:
+    """CRC-32C (Castagnoli polynomial, bit-reflected form 0x82F63B78)."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+def value_bytes(values: Sequence[int], levels: int) -> bytes:
+    """Raw bytes of an image: one byte per value up to 256 levels, two (little-endian) above, raster order."""
+    return b"".join(value.to_bytes(1 if levels <= 256 else 2, "little") for value in values)
+
+
+def safe_sample(module: ImageTransformer, first_seed: int, image: int = 0, **request: Any) -> tuple[int, Sample]:
+    """The first seed from `first_seed` on whose sample keeps SAFE_MARGIN everywhere, and that sample."""
+    for seed in range(first_seed, first_seed + 1000):
+        drawn = sample(module, seed, image, **request)
+        if drawn.margin > SAFE_MARGIN:
+            return seed, drawn
+    raise RuntimeError("no seed of 1000 keeps the margin")
+
+
+def golden_sample(module: ImageTransformer, first_seed: int, image: int, label: int | None) -> dict[str, int]:
+    """One [[golden.sample]] entry."""
+    seed, drawn = safe_sample(module, first_seed, image, label=label)
+    entry = {"seed": seed, "image": image} | ({} if label is None else {"class": label})
+    return entry | {"crc32c": crc32c(value_bytes(drawn.values, module.levels))}
+
+
+def toml_value(value: Any) -> str:
+    """A string, boolean, integer, float or list of those, as TOML."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+        return f'"{escaped}"'
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(toml_value, value)) + "]"
+    return repr(value)
+
+
+def toml(table: dict[str, Any], path: str = "") -> str:
+    """A nested dictionary as TOML; a list of dictionaries becomes an array of tables."""
+    lines, tables = [], []
+    for key, value in table.items():
+        name = f"{path}.{key}" if path else key
+        if isinstance(value, dict):
+            nested = bool(value) and all(isinstance(v, list) and v and isinstance(v[0], dict) for v in value.values())
+            tables.append(("" if nested else f"\n[{name}]\n") + toml(value, name))
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            tables.extend(f"\n[[{name}]]\n" + toml(row, name) for row in value)
+        else:
+            lines.append(f"{key} = {toml_value(value)}\n")
+    return "".join(lines + tables)
+
+
+def write_weights(path: Path, module: ImageTransformer) -> None:
+    """Weights in float32: a TorchScript archive for `.pt`, otherwise safetensors."""
+    module = module.float().eval()
+    if path.suffix == ".pt":
+        archive = io.BytesIO()
+        torch.jit.save(torch.jit.script(module), archive)
+        archive.seek(0)
+        # Copied record by record without the debug records, which name source files on the machine that wrote them.
+        reader, writer = torch._C.PyTorchFileReader(archive), torch._C.PyTorchFileWriter(str(path))
+        writer.set_min_version(int(reader.get_record("version")))
+        for record in reader.get_all_records():
+            if not record.endswith(".debug_pkl") and not record.startswith((".data/", "version", "byteorder")):
+                data = reader.get_record(record)
+                writer.write_record(record, data, len(data))
+        writer.write_end_of_file()
+    else:
+        from safetensors.torch import save
+        path.write_bytes(save({name: tensor.contiguous() for name, tensor in module.state_dict().items()}))
+
+
+def write_package(directory: Path, module: ImageTransformer, config: ImageTransformerConfig, name: str,
+                  description: str, weights: str = "weights.safetensors", class_required: bool = False,
+                  **tables: dict[str, Any]) -> None:
+    """Writes `directory`/model.toml and the weights file beside it.
+
+    `weights` is the file name, and its ending picks the form. `tables` are the optional tables of the manifest: data,
+    training, results, golden (the last with lists `score` and `sample`).
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    write_weights(directory / weights, module)
+    condition = {"condition": {"classes": config.classes, "required": class_required}} if config.classes else {}
+    manifest = {
+        "format": FORMAT, "name": name, "family": "image_transformer", "description": description,
+        "image": {"height": config.height, "width": config.width, "channels": config.channels,
+                  "levels": config.levels, "order": "raster"},
+        "head": {"kind": "categorical"},
+        **condition,
+        "architecture": {field: getattr(config, field) for field in (
+            "layers", "model_width", "heads", "key_width", "value_width", "feed_forward_width", "query_block",
+            "positions", "norm")},
+        "weights": {"file": weights, "sha256": hashlib.sha256((directory / weights).read_bytes()).hexdigest()},
+        **tables,
+    }
+    (directory / "model.toml").write_text(toml(manifest))
+
+
+def read_package(directory: Path) -> tuple[ImageTransformerConfig, ImageTransformer]:
+    """Configuration and float32 module of a package, in eval mode."""
+    manifest = tomllib.loads((directory / "model.toml").read_text())
+    image = {key: value for key, value in manifest["image"].items() if key != "order"}
+    classes = manifest.get("condition", {}).get("classes", 0)
+    config = ImageTransformerConfig(**image, **manifest["architecture"], classes=classes)
+    path = directory / manifest["weights"]["file"]
+    if path.suffix == ".pt":
+        state = torch.jit.load(str(path), map_location="cpu").state_dict()
+    else:
+        from safetensors.torch import load_file
+        state = load_file(str(path))
+    module = ImageTransformer(config)
+    module.load_state_dict(state)
+    return config, module.eval()

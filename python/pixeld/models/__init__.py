@@ -1,0 +1,1 @@
+"""Reference models, written to be read: no caches, no blocking tricks, every formula in full."""
