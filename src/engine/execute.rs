@@ -27,19 +27,16 @@ impl Core {
         let condition = Condition { class: self.spec.condition.class_required.then_some(0) };
         let zeros = |count: u32| Canvas::with_prefix(shape, vec![0; count as usize]).unwrap_or(Canvas::empty(shape));
         let (start, taken, whole) = (zeros(0), zeros(known), zeros(shape.values()));
-        for slot in (0..self.spec.slots).map(Slot) {
-            self.model.open(slot, &condition)?;
+        for images in [1, self.spec.slots] {
+            let slots = || (0..images).map(Slot);
+            slots().try_for_each(|slot| self.model.open(slot, &condition))?;
+            let batch: Vec<_> = slots().map(|slot| StepRow { slot, canvas: &start }).collect();
+            self.model.step(&batch, &mut self.rows)?;
+            slots().try_for_each(|slot| self.model.close(slot))?;
         }
-        let mut batch: Vec<_> = (0..self.spec.slots).map(|slot| StepRow { slot: Slot(slot), canvas: &start }).collect();
-        self.model.step(&batch, &mut self.rows)?;
-        batch.truncate(1);
-        self.model.open(Slot(0), &condition)?;
-        self.model.step(&batch, &mut self.rows)?;
         self.model.open(Slot(0), &condition)?;
         self.model.absorb(Slot(0), &taken, 0..known, &mut self.rows)?;
-        for slot in (0..self.spec.slots).map(Slot) {
-            self.model.close(slot)?;
-        }
+        self.model.close(Slot(0))?;
         for images in [1, SCORE_IMAGES] {
             let pass = vec![ScoreRow { canvas: &whole, condition }; images as usize];
             self.model.score(&pass, 0, SLICE_ROWS, &mut self.rows)?;

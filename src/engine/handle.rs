@@ -27,7 +27,7 @@ const WAITS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_s
 #[derive(Clone, Debug)]
 pub struct Handle {
     commands: SyncSender<Command>,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 /// What a request wants places for.

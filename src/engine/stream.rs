@@ -66,7 +66,7 @@ enum State {
 /// engine is in the middle of a long step.
 #[derive(Debug)]
 pub struct SampleStream {
-    buffer: Arc<SampleBuffer>,
+    pub(super) buffer: Arc<SampleBuffer>,
     claim: Claim,
     /// Known values each image starts with.
     prefix: Rank,

@@ -39,6 +39,8 @@ struct State {
     batches: Vec<usize>,
     /// Steps that may begin while the gate is shut; `None`: it is open.
     gate: Option<u64>,
+    /// Whether one waits there.
+    held: bool,
     violations: Vec<String>,
 }
 
@@ -54,7 +56,7 @@ impl Script {
         self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Calls of this kind so far, those under way included.
+    /// Calls of this kind so far; a step held at the gate is not one yet.
     pub(crate) fn calls(&self, call: Call) -> u64 {
         self.state().calls.get(&call).copied().unwrap_or(0)
     }
@@ -72,7 +74,10 @@ impl Script {
 
     /// Lets that many more steps through a shut gate.
     pub(crate) fn let_through(&self, steps: u64) {
-        if let Some(gate) = &mut self.state().gate {
+        let mut state = self.state();
+        // What is let through is not held any more, even if its thread has not noticed yet.
+        state.held = false;
+        if let Some(gate) = &mut state.gate {
             *gate += steps;
         }
         self.changed.notify_all();
@@ -86,8 +91,7 @@ impl Script {
 
     /// Returns once the engine is held at the gate: everything before that step has been done.
     pub(crate) fn wait_until_held(&self) {
-        let held = |state: &mut State| !state.batches.contains(&HELD);
-        drop(self.changed.wait_while(self.state(), held));
+        drop(self.changed.wait_while(self.state(), |state| !state.held));
     }
 
     /// Slots that are open.
@@ -97,7 +101,7 @@ impl Script {
 
     /// Images in each step so far.
     pub(crate) fn batches(&self) -> Vec<usize> {
-        self.state().batches.iter().copied().filter(|&batch| batch != HELD).collect()
+        self.state().batches.clone()
     }
 
     /// How the engine has misused the model; must be empty.
@@ -136,9 +140,6 @@ impl Script {
         state.open.insert(slot, upto);
     }
 }
-
-/// Marks, among the batches, a step held at the gate.
-const HELD: usize = usize::MAX;
 
 /// The model. The logits of a value depend on its rank, on the value before it and on the class.
 pub(crate) struct Scripted {
@@ -206,7 +207,9 @@ impl PixelModel for Scripted {
     }
 
     fn open(&mut self, slot: Slot, condition: &Condition) -> Result<(), ModelError> {
-        self.script.state().open.insert(slot, 0);
+        if self.script.state().open.insert(slot, 0).is_some() {
+            self.script.state().violations.push(format!("{slot:?} opened twice"));
+        }
         self.classes[slot.0 as usize] = condition.class.unwrap_or(0);
         self.script.call(Call::Open).map(drop)
     }
@@ -227,10 +230,10 @@ impl PixelModel for Scripted {
     fn step(&mut self, rows: &[StepRow<'_>], out: &mut ParamRows) -> Result<(), ModelError> {
         let mut state = self.script.state();
         if state.gate == Some(0) {
-            state.batches.push(HELD);
+            state.held = true;
             self.script.changed.notify_all();
             state = self.script.changed.wait_while(state, |state| state.gate == Some(0)).unwrap();
-            state.batches.retain(|&batch| batch != HELD);
+            state.held = false;
         }
         if let Some(gate) = &mut state.gate {
             *gate -= 1;

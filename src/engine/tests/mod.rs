@@ -1,0 +1,149 @@
+//! The engine against a scripted model: its core by hand, tick by tick, and then the whole of it with its thread.
+
+mod core;
+mod faults;
+mod streams;
+mod threads;
+
+use std::sync::Arc;
+
+use super::core::{Command, Core, Tick};
+use super::event::{Promise, SampleBuffer};
+use super::gauges::Gauges;
+use super::pass::ScoreReply;
+use super::stream::Score;
+use crate::error::Error;
+use crate::head::Tuning;
+use crate::image::Canvas;
+use crate::job::{Class, Granularity, Reproducibility, SampleJob, ScoreJob};
+use crate::model::Condition;
+use crate::model::scripted::{Script, Scripted, shape};
+use crate::sched::JobId;
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+
+/// Values of a scripted image.
+const N: u32 = 12;
+
+fn job(seed: u64, images: u32) -> SampleJob {
+    SampleJob {
+        images,
+        first_image: 0,
+        condition: Condition::default(),
+        prefix: Canvas::empty(shape()),
+        tuning: Tuning::default(),
+        seed,
+        reproducibility: Reproducibility::BatchInvariant,
+        class: Class::Interactive,
+        granularity: Granularity::Value,
+        queue_timeout: None,
+    }
+}
+
+fn with_prefix(values: &[u16], reproducibility: Reproducibility, job: SampleJob) -> SampleJob {
+    SampleJob { prefix: Canvas::with_prefix(shape(), values.to_vec()).unwrap(), reproducibility, ..job }
+}
+
+fn score_job(images: impl IntoIterator<Item = Vec<u16>>) -> ScoreJob {
+    let item = |values| (Canvas::with_prefix(shape(), values).unwrap(), Condition::default());
+    ScoreJob { items: images.into_iter().map(item).collect(), per_value: true, class: Class::Interactive }
+}
+
+thread_local! {
+    static TICKS: Cell<u32> = const { Cell::new(0) };
+    static EPOCH: Instant = Instant::now();
+}
+
+/// A clock that goes on by a millisecond whenever it is looked at.
+fn clock() -> Instant {
+    let ticks = TICKS.get() + 1;
+    TICKS.set(ticks);
+    EPOCH.with(|epoch| *epoch) + Duration::from_millis(u64::from(ticks))
+}
+
+type Answer = oneshot::Receiver<Result<(Vec<Score>, Instant), Error>>;
+
+/// A core without a thread.
+struct Rig {
+    core: Core,
+    script: Arc<Script>,
+    gauges: Arc<Gauges>,
+    next: u64,
+}
+
+impl Rig {
+    fn new(slots: u32) -> Self {
+        let (model, script) = Scripted::new(slots);
+        let gauges = Arc::new(Gauges::new(slots, clock()));
+        Self { core: Core::new(Box::new(model), 0.5, clock, Arc::clone(&gauges)), script, gauges, next: 0 }
+    }
+
+    fn id(&mut self) -> JobId {
+        self.next += 1;
+        JobId(self.next)
+    }
+
+    fn sample(&mut self, job: SampleJob) -> (JobId, Arc<SampleBuffer>) {
+        let (id, buffer) = (self.id(), Arc::new(SampleBuffer::new(&job)));
+        self.core.apply(Command::Sample { id, job, promise: Promise::new(Arc::clone(&buffer)) });
+        (id, buffer)
+    }
+
+    fn score(&mut self, job: ScoreJob) -> (JobId, Answer) {
+        let (id, (sender, answer)) = (self.id(), oneshot::channel());
+        self.core.apply(Command::Score { id, job, reply: ScoreReply { started: Arc::default(), result: sender } });
+        (id, answer)
+    }
+
+    fn tick(&mut self) -> Tick {
+        self.core.tick(|_| ())
+    }
+
+    fn ticks(&mut self, count: u32) {
+        (0..count).for_each(|_| assert_eq!(self.tick(), Tick::Worked));
+    }
+
+    /// Until there is nothing left to do; then nothing may be left behind.
+    fn run(&mut self) {
+        while self.tick() == Tick::Worked {}
+        self.check_empty();
+    }
+
+    fn check_empty(&mut self) {
+        assert_eq!(self.tick(), Tick::Idle);
+        assert_eq!(self.script.open_slots().len(), 0);
+        assert_eq!(self.script.violations(), Vec::<String>::new());
+        let load = self.gauges.load(clock());
+        assert_eq!((load.running, load.queued, load.scoring, load.since_progress), (0, 0, 0, None));
+    }
+}
+
+/// The values of image `index`, as far as they are there.
+fn values(buffer: &SampleBuffer, index: usize) -> Vec<u16> {
+    buffer.images[index].run(0, 0, u32::MAX).values
+}
+
+fn is_complete(buffer: &SampleBuffer) -> bool {
+    buffer.milestones.finished.get().is_some()
+}
+
+/// What a job gives when it runs alone: the values and the log-likelihood of each image.
+fn alone(job: &SampleJob) -> Vec<(Vec<u16>, f64)> {
+    let mut rig = Rig::new(job.images);
+    let (_, buffer) = rig.sample(job.clone());
+    rig.run();
+    outcome(&buffer)
+}
+
+fn outcome(buffer: &SampleBuffer) -> Vec<(Vec<u16>, f64)> {
+    let images = buffer.images.iter().enumerate();
+    images.map(|(index, image)| (values(buffer, index), image.log_likelihood().unwrap())).collect()
+}
+
+fn engine_fault(error: Option<&Error>) -> &str {
+    match error {
+        Some(Error::EngineFault(why)) => why,
+        other => panic!("expected an engine fault, got {other:?}"),
+    }
+}
