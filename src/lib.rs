@@ -10,5 +10,7 @@ pub mod image;
 pub mod job;
 pub mod model;
 pub mod noise;
+pub mod repository;
 pub mod sched;
 pub mod spec;
+pub mod torch;
