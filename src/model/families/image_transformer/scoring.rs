@@ -48,7 +48,7 @@ pub(super) fn forward(
 
 /// The state of a scoring pass between its slices.
 pub(super) struct Scoring {
-    rings: Rings,
+    pub(super) rings: Rings,
     capacity: u32,
     images: usize,
     reached: Rank,

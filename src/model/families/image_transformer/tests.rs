@@ -113,6 +113,16 @@ fn opening_a_slot_forgets_even_what_is_not_a_number() {
 }
 
 #[test]
+fn a_scoring_pass_forgets_what_the_last_one_left() {
+    let mut model = model(1);
+    let (clean, mut out) = (Canvas::with_prefix(model.spec.shape, vec![1; 12]).unwrap(), ParamRows::new(3));
+    let row = [ScoreRow { canvas: &clean, condition: Condition::default() }];
+    model.scoring.rings.poison().unwrap();
+    model.score(&row, 0, 12, &mut out).unwrap();
+    assert!((0..out.len()).all(|rank| out.row(rank).iter().all(|logit| logit.is_finite())));
+}
+
+#[test]
 fn slots_are_rounded_up_and_steps_take_no_more_than_they_need() {
     let mut model = model(13);
     assert_eq!((model.slots.len(), model.spec.slots), (16, 13));
