@@ -11,6 +11,8 @@ pub mod image;
 pub mod job;
 pub mod model;
 pub mod noise;
+pub mod repository;
 pub mod rpc;
 pub mod sched;
 pub mod spec;
+pub mod torch;

@@ -1,14 +1,17 @@
 //! The seam between the engine and the families: what a model must be able to do.
 
 pub mod families;
+mod fields;
 pub mod manifest;
 mod registry;
 #[cfg(test)]
 pub(crate) mod scripted;
+mod weights;
 
 use std::ops::Range;
 
-pub use registry::{FAMILIES, Family, Placement};
+pub use registry::{Build, FAMILIES, Family, Placement};
+pub use weights::{TensorSpec, WeightsFile, WeightsFormat, WeightsStream};
 
 use crate::image::{Canvas, Rank};
 use crate::spec::ModelSpec;

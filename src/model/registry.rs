@@ -1,8 +1,9 @@
 //! The families there are. Adding one is one file in `families/` and one line here.
 
 use super::PixelModel;
-use super::families::toy;
+use super::families::{image_transformer, toy};
 use super::manifest::Manifest;
+use super::weights::{TensorSpec, WeightsFile};
 use crate::error::Violations;
 
 /// Where and how large a model is built.
@@ -14,6 +15,9 @@ pub struct Placement {
     pub score_images: u32,
 }
 
+/// Builds a model. The errors are those of the manifest's `architecture` table and of the weights.
+pub type Build = fn(&Manifest, Option<WeightsFile<'_>>, Placement) -> Result<Box<dyn PixelModel>, Violations>;
+
 /// One architecture.
 #[derive(Clone, Copy, Debug)]
 pub struct Family {
@@ -21,9 +25,12 @@ pub struct Family {
     pub name: &'static str,
     /// One line for people.
     pub summary: &'static str,
-    /// Builds a model from its manifest and weights file (empty if the manifest names none).
-    pub build: fn(&Manifest, &[u8], Placement) -> Result<Box<dyn PixelModel>, Violations>,
+    /// The tensors that the weights file of such a package holds, none for a family without weights. The errors are
+    /// those of the manifest's `architecture` table.
+    pub tensors: fn(&Manifest) -> Result<Vec<TensorSpec>, Violations>,
+    /// Builds a model from its manifest and weights file, which is there exactly if `tensors` names any.
+    pub build: Build,
 }
 
 /// Every family; the CLI, the API listing and the conformance suite walk this slice.
-pub const FAMILIES: &[Family] = &[toy::FAMILY];
+pub const FAMILIES: &[Family] = &[image_transformer::FAMILY, toy::FAMILY];

@@ -1,0 +1,166 @@
+//! Tests of the manifest: what is accepted, and that every fault is named at once.
+
+use super::*;
+
+const FULL: &str = r#"
+format = 1
+name = "digits-8.v1_a"
+family = "toy"
+description = "handwritten digits"
+[image]
+height = 1
+width = 2
+channels = 1
+levels = 4
+order = "raster"
+[head]
+kind = "categorical"
+[condition]
+classes = 10
+required = true
+[architecture]
+sharpness = 0.5
+[weights]
+file = "weights.pt"
+sha256 = "00112233445566778899AABBCCDDEEFF00112233445566778899aabbccddeeff"
+[data]
+source = "somewhere"
+licence = "CC0-1.0"
+split = "90/10"
+[training]
+script = "train.py"
+seed = 1
+seconds = 12.5
+parameters = 1000
+learning_rate = 1e-3
+[results]
+held_out_images = 100
+held_out_bits_per_dim = 1.25
+[[golden.score]]
+values = [3, 0]
+class = 9
+nats = 2.5
+[[golden.sample]]
+seed = 7
+image = 1
+class = 0
+crc32c = 4294967295
+"#;
+
+fn fields(text: &str) -> Vec<String> {
+    Manifest::parse(text.as_bytes()).unwrap_err().iter().map(|violation| violation.field.clone()).collect()
+}
+
+#[test]
+fn everything_a_manifest_may_say_is_read() {
+    let manifest = Manifest::parse(FULL.as_bytes()).unwrap();
+    assert_eq!(manifest.shape, Shape::new(1, 2, 1, 4).unwrap());
+    assert_eq!(manifest.condition, ConditionSpec { classes: 10, class_required: true });
+    let weights = manifest.weights.as_ref().unwrap();
+    assert_eq!((weights.format, weights.sha256[1], weights.sha256[31]), (WeightsFormat::TorchScript, 0x11, 0xff));
+    assert_eq!(manifest.training.len(), 5);
+    assert_eq!(manifest.results.held_out_bits_per_dim, Some(1.25));
+    assert_eq!(manifest.golden.scores, [GoldenScore { values: vec![3, 0], class: Some(9), nats: 2.5 }]);
+    let sample = GoldenSample { seed: 7, image: 1, class: Some(0), crc32c: u32::MAX };
+    assert_eq!(manifest.golden.samples, [sample]);
+    let spec = manifest.spec("toy", Placement { slots: 3, score_images: 1 }, 9);
+    assert_eq!((spec.slots, spec.bytes_per_slot, spec.name.as_str()), (3, 9, "digits-8.v1_a"));
+}
+
+#[test]
+fn the_revision_is_the_digest_of_the_text_and_the_weights() {
+    let revision = |text: &str| Manifest::parse(text.as_bytes()).unwrap().revision;
+    let mut hashed = FULL.as_bytes().to_vec();
+    let digits: Vec<u8> = (0..16).map(|n| n * 0x11).collect();
+    hashed.extend(digits.iter().chain(&digits));
+    let expected: String = Sha256::digest(&hashed).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(revision(FULL), expected);
+    assert_ne!(revision(FULL), revision(&FULL.replace("00112233445566778899AA", "01112233445566778899AA")));
+    assert_ne!(revision(FULL), revision(&FULL.replace("handwritten", "written")));
+}
+
+#[test]
+fn what_may_be_absent_may_be_absent() {
+    let text = "format = 1\nname = \"a\"\nfamily = \"toy\"\n[image]\nheight = 1\nwidth = 1\nchannels = 1\nlevels = 2\n\
+                order = \"raster\"\n[head]\nkind = \"categorical\"\n[architecture]\n";
+    let manifest = Manifest::parse(text.as_bytes()).unwrap();
+    assert_eq!(manifest.condition, ConditionSpec::default());
+    assert_eq!((manifest.weights, manifest.golden), (None, Golden::default()));
+}
+
+#[test]
+fn every_missing_key_is_named_at_once() {
+    assert_eq!(fields(""), ["format", "name", "family", "image", "head", "architecture"]);
+    let empty = "[image]\n[head]\n[condition]\n[architecture]\n[weights]\n[[golden.score]]\n[[golden.sample]]\n";
+    let sections = ["format", "name", "family", "image.height", "image.width", "image.channels", "image.levels"];
+    let more = ["image.order", "head.kind", "condition.classes", "weights.file", "weights.sha256"];
+    assert_eq!(fields(empty), [&sections[..], &more].concat());
+}
+
+#[test]
+fn every_wrong_value_and_unknown_key_is_named_at_once() {
+    let text = FULL
+        .replace("format = 1", "format = 2\nextra = 1")
+        .replace("digits-8.v1_a", "../digits")
+        .replace("levels = 4", "levels = 1\ndepth = 3")
+        .replace("\"raster\"", "\"spiral\"")
+        .replace("\"categorical\"", "7")
+        .replace("classes = 10", "classes = 0")
+        .replace("weights.pt", "../weights.pt")
+        .replace("0011", "001g")
+        .replace("licence = ", "license = ")
+        .replace("seconds = 12.5", "seconds = \"long\"")
+        .replace("bits_per_dim = 1.25", "bits_per_dim = nan");
+    let mut found = fields(&text);
+    found.sort();
+    let mut expected = [
+        "format",
+        "extra",
+        "name",
+        "image.levels",
+        "image.depth",
+        "image.order",
+        "head.kind",
+        "condition.classes",
+        "weights.file",
+        "weights.sha256",
+        "data.license",
+        "training.seconds",
+        "results.held_out_bits_per_dim",
+    ];
+    expected.sort();
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn known_answers_must_fit_the_image_and_the_classes() {
+    let text = FULL.replace("values = [3, 0]", "values = [3, 4]").replace("class = 9", "class = 10");
+    assert_eq!(fields(&text), ["golden.score[0].class", "golden.score[0].values"]);
+    let text = FULL.replace("class = 0\n", "").replace("crc32c = 4294967295", "crc32c = -1");
+    assert_eq!(fields(&text), ["golden.sample[0].class", "golden.sample[0].crc32c"]);
+    let text = FULL.replace("values = [3, 0]", "values = [3]").replace("nats = 2.5", "nats = inf");
+    assert_eq!(fields(&text), ["golden.score[0].values", "golden.score[0].nats"]);
+}
+
+#[test]
+fn a_weights_file_is_a_plain_name_of_known_format() {
+    for name in ["", ".pt", "..", "a/b.pt", "..\\\\b.pt", "/etc/passwd", "weights.bin", "weights"] {
+        assert_eq!(fields(&FULL.replace("weights.pt", name)), ["weights.file"], "{name}");
+    }
+}
+
+#[test]
+fn a_name_is_short_plain_and_not_hidden() {
+    assert!(is_name("a") && is_name(&"a".repeat(64)) && is_name("0.1_b-c"));
+    for name in ["", &"a".repeat(65), ".a", "..", "A", "a b", "a/b", "ä"] {
+        assert!(!is_name(name), "{name:?}");
+    }
+}
+
+#[test]
+fn what_is_not_toml_is_refused_with_its_line() {
+    let violations = Manifest::parse(b"format = 1\nname = \n").unwrap_err();
+    assert!(violations.to_string().starts_with("model.toml: line 2: "), "{violations}");
+    assert!(Manifest::parse(&[0xff, 0xfe]).is_err());
+    assert!(Manifest::parse(format!("a = {}", "[".repeat(100_000)).as_bytes()).is_err());
+}

@@ -1,0 +1,106 @@
+//! Packages: finding them, reading them within bounds, verifying them, and turning them into models.
+
+mod golden;
+mod source;
+
+use sha2::{Digest, Sha256};
+
+pub use source::{MAX_PACKAGES, Source, scan};
+
+use crate::error::Violations;
+use crate::model::manifest::{Manifest, Weights};
+use crate::model::{FAMILIES, Family, PixelModel, Placement, WeightsFile, WeightsStream};
+
+/// Longest `model.toml` read, in bytes.
+pub const MAX_MANIFEST_BYTES: u64 = 1 << 20;
+
+/// What is read at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of a weights file.
+    pub weights_bytes: u64,
+}
+
+impl Default for Limits {
+    /// 8 GiB of weights.
+    fn default() -> Self {
+        Self { weights_bytes: 8 << 30 }
+    }
+}
+
+/// Loads and verifies one package: manifest, digest of the weights, strict weights, known answers.
+///
+/// # Errors
+/// Every fault of the first of these that has any, under the manifest's keys, or under `model.toml` and
+/// `weights.<tensor>` for the files themselves.
+pub fn load(source: &Source, placement: Placement, limits: Limits) -> Result<Box<dyn PixelModel>, Violations> {
+    let manifest = manifest(source)?;
+    let family = family(&manifest)?;
+    let tensors = (family.tensors)(&manifest)?;
+    let mut model = match &manifest.weights {
+        None if tensors.is_empty() => (family.build)(&manifest, None, placement)?,
+        Some(weights) if !tensors.is_empty() => {
+            let (mut stream, bytes) =
+                source.open(&weights.file, limits.weights_bytes).map_err(|why| refusal("weights.file", why))?;
+            verify(&mut *stream, bytes, weights)?;
+            let file = WeightsFile { format: weights.format, bytes, stream: &mut *stream };
+            (family.build)(&manifest, Some(file), placement)?
+        }
+        None => return Err(refusal("weights", format!("is required by family {:?}", family.name))),
+        Some(_) => return Err(refusal("weights", format!("must be absent: family {:?} has none", family.name))),
+    };
+    golden::check(&mut *model, &manifest.golden)?;
+    Ok(model)
+}
+
+/// Reads and checks a package's manifest alone.
+///
+/// # Errors
+/// Every fault, as [`Manifest::parse`] reports them; and `name` if it differs from the name of the package's directory.
+pub fn manifest(source: &Source) -> Result<Manifest, Violations> {
+    let text = source.read_manifest().map_err(|why| refusal("model.toml", why))?;
+    let manifest = Manifest::parse(&text)?;
+    match source.name() {
+        Some(name) if name != manifest.name => {
+            Err(refusal("name", format!("must be that of the directory, {name:?}, got {:?}", manifest.name)))
+        }
+        _ => Ok(manifest),
+    }
+}
+
+fn family(manifest: &Manifest) -> Result<&'static Family, Violations> {
+    FAMILIES.iter().find(|family| family.name == manifest.family).ok_or_else(|| {
+        let known: Vec<_> = FAMILIES.iter().map(|family| family.name).collect();
+        refusal("family", format!("must be one of {}, got {:?}", known.join(", "), manifest.family))
+    })
+}
+
+/// Checks the digest of the weights and rewinds the stream. The same open file is read afterwards, not the path.
+fn verify(stream: &mut dyn WeightsStream, bytes: u64, weights: &Weights) -> Result<(), Violations> {
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 18];
+    let mut left = bytes;
+    while left > 0 {
+        let wanted = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        let piece = buffer.get_mut(..wanted).unwrap_or_default();
+        stream.read_exact(piece).map_err(|error| refusal("weights.file", error.to_string()))?;
+        hash.update(&*piece);
+        left -= piece.len() as u64;
+    }
+    stream.rewind().map_err(|error| refusal("weights.file", error.to_string()))?;
+    let digest: [u8; 32] = hash.finalize().into();
+    if digest == weights.sha256 {
+        return Ok(());
+    }
+    let hex = |digest: &[u8]| digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    Err(refusal("weights.sha256", format!("says {}, the file has {}", hex(&weights.sha256), hex(&digest))))
+}
+
+fn refusal(field: &str, why: impl Into<String>) -> Violations {
+    let mut violations = Violations::new();
+    violations.add(field, why);
+    violations
+}
+
+#[cfg(test)]
+mod tests;

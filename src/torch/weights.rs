@@ -1,0 +1,212 @@
+//! Weights files to tensors, strictly: the file must hold exactly the tensors asked for, finite, and nothing it says of
+//! itself is believed before it is bounded.
+//!
+//! A TorchScript archive can hold code, some of which runs when libtorch opens it: load only archives whose author you
+//! trust. The safetensors format holds numbers alone.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Seek, SeekFrom};
+
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
+use tch::{Device, Kind, TchError, Tensor};
+
+use super::first_line;
+use crate::error::Violations;
+use crate::model::{TensorSpec, WeightsFile, WeightsFormat, WeightsStream};
+
+/// Longest safetensors header read. One tensor takes about a hundred bytes of it.
+const MAX_HEADER: u64 = 4 << 20;
+/// Characters of a file's own names that are repeated in messages.
+const SHOWN: usize = 120;
+
+/// Tensors by name: f32, contiguous, finite, without gradients, on the CPU.
+#[derive(Debug)]
+pub struct Weights(BTreeMap<String, Tensor>);
+
+impl Weights {
+    /// Reads the tensors that `expected` names.
+    ///
+    /// # Errors
+    /// Under `weights` what is wrong with the file as a whole; otherwise under `weights.<tensor>` every tensor that is
+    /// missing, unexpected, of another shape, not of floating-point numbers, or not finite.
+    pub fn load(file: WeightsFile<'_>, expected: &[TensorSpec]) -> Result<Self, Violations> {
+        let _guard = tch::no_grad_guard();
+        match file.format {
+            WeightsFormat::TorchScript => load_torch_script(file, expected),
+            WeightsFormat::Safetensors => load_safetensors(file, expected),
+        }
+    }
+
+    /// Takes the tensor `name` out.
+    ///
+    /// # Errors
+    /// It was not among those loaded, or was taken before.
+    pub fn take(&mut self, name: &str) -> Result<Tensor, TchError> {
+        self.0.remove(name).ok_or_else(|| TchError::TensorNameNotFound(name.to_owned(), "weights".to_owned()))
+    }
+}
+
+fn load_torch_script(file: WeightsFile<'_>, expected: &[TensorSpec]) -> Result<Weights, Violations> {
+    if file.bytes == 0 {
+        return Err(refusal("weights", "the file is empty"));
+    }
+    let loaded = Tensor::load_multi_from_stream_with_device(FullReads(file.stream), Device::Cpu)
+        .map_err(|error| refusal("weights", first_line(&error)))?;
+    compare(expected, loaded.iter().map(|(name, tensor)| (name.as_str(), tensor.size())))?;
+    let mut weights = Collector::default();
+    for (name, tensor) in loaded {
+        weights.add(name, Ok(tensor));
+    }
+    weights.finish()
+}
+
+fn load_safetensors(file: WeightsFile<'_>, expected: &[TensorSpec]) -> Result<Weights, Violations> {
+    let stream = file.stream;
+    let header = read_header(stream, file.bytes).map_err(|why| refusal("weights", why))?;
+    let found = header.tensors();
+    let shapes = found.iter().map(|(name, info)| (name.as_str(), info.shape.iter().map(|&n| n as i64).collect()));
+    compare(expected, shapes)?;
+    let mut weights = Collector::default();
+    // In the order of the file, so that it is read from front to back.
+    for name in header.offset_keys() {
+        if let Some(info) = header.info(&name) {
+            weights.add(name, read_tensor(stream, info));
+        }
+    }
+    weights.finish()
+}
+
+/// The header of a safetensors stream, which is left at the first byte of data.
+fn read_header(stream: &mut dyn WeightsStream, bytes: u64) -> Result<Metadata, String> {
+    let mut length = [0; 8];
+    stream.read_exact(&mut length).map_err(|error| format!("the header's length cannot be read: {error}"))?;
+    let length = u64::from_le_bytes(length);
+    if length > MAX_HEADER || length > bytes.saturating_sub(8) {
+        return Err(format!("a header of {length} bytes is more than the file or the limit of {MAX_HEADER} allows"));
+    }
+    let mut text = vec![0; length as usize];
+    stream.read_exact(&mut text).map_err(|error| format!("the header cannot be read: {error}"))?;
+    let header: Metadata = serde_json::from_slice(&text).map_err(|error| format!("the header is wrong: {error}"))?;
+    match (header.data_len() as u64).checked_add(8 + length) {
+        Some(total) if total == bytes => Ok(header),
+        _ => Err(format!(
+            "the header describes {} bytes of data, the file has {}",
+            header.data_len(),
+            bytes - 8 - length
+        )),
+    }
+}
+
+fn read_tensor(stream: &mut dyn WeightsStream, info: &TensorInfo) -> Result<Tensor, TchError> {
+    let (start, end) = info.data_offsets;
+    let mut data = vec![0; end - start];
+    stream.read_exact(&mut data)?;
+    let kind = match info.dtype {
+        Dtype::F16 => Kind::Half,
+        Dtype::BF16 => Kind::BFloat16,
+        Dtype::F32 => Kind::Float,
+        Dtype::F64 => Kind::Double,
+        other => return Err(TchError::Convert(format!("elements are {other:?}"))),
+    };
+    let shape: Vec<i64> = info.shape.iter().map(|&n| n as i64).collect();
+    Tensor::f_from_data_size(&data, &shape, kind)
+}
+
+/// Names every tensor by which `found` differs from `expected`.
+fn compare<'a>(expected: &[TensorSpec], found: impl Iterator<Item = (&'a str, Vec<i64>)>) -> Result<(), Violations> {
+    let mut violations = Violations::new();
+    let mut missing: BTreeMap<&str, &[u64]> =
+        expected.iter().map(|tensor| (tensor.name.as_str(), tensor.shape.as_slice())).collect();
+    let mut unexpected = Vec::new();
+    for (name, shape) in found.collect::<BTreeMap<_, _>>() {
+        match missing.remove(name) {
+            None => unexpected.push(name),
+            Some(wanted) if !wanted.iter().map(|&n| n as i64).eq(shape.iter().copied()) => {
+                violations.add(path(name), format!("must have shape {wanted:?}, got {shape:?}"));
+            }
+            Some(_) => {}
+        }
+    }
+    for (name, shape) in missing {
+        violations.add(path(name), format!("is missing; it must have shape {shape:?}"));
+    }
+    for name in unexpected {
+        violations.add(path(name), "is not a tensor of this model");
+    }
+    violations.into_result(())
+}
+
+/// Loaded tensors and what was wrong with the others.
+#[derive(Default)]
+struct Collector {
+    weights: BTreeMap<String, Tensor>,
+    violations: Violations,
+}
+
+impl Collector {
+    fn add(&mut self, name: String, tensor: Result<Tensor, TchError>) {
+        match tensor.and_then(|tensor| plain(&tensor)) {
+            Ok(tensor) => {
+                self.weights.insert(name, tensor);
+            }
+            Err(error) => self.violations.add(path(&name), first_line(&error)),
+        }
+    }
+
+    fn finish(self) -> Result<Weights, Violations> {
+        self.violations.into_result(Weights(self.weights))
+    }
+}
+
+/// `tensor` as contiguous f32 without gradients.
+fn plain(tensor: &Tensor) -> Result<Tensor, TchError> {
+    let kind = tensor.f_kind()?;
+    if !matches!(kind, Kind::Float | Kind::Half | Kind::BFloat16 | Kind::Double) {
+        return Err(TchError::Kind(format!("elements must be floating-point, got {kind:?}")));
+    }
+    let plain = tensor.f_detach()?.f_to_kind(Kind::Float)?.f_contiguous()?;
+    if bool::try_from(plain.f_isfinite()?.f_all()?)? {
+        Ok(plain)
+    } else {
+        Err(TchError::Convert("an element is NaN or infinite".to_owned()))
+    }
+}
+
+fn path(name: &str) -> String {
+    format!("weights.{}", name.escape_debug().take(SHOWN).collect::<String>())
+}
+
+fn refusal(field: &str, why: impl Into<String>) -> Violations {
+    let mut violations = Violations::new();
+    violations.add(field, why);
+    violations
+}
+
+/// libtorch takes a short read for the end of the file; an operating system may give one at any time.
+struct FullReads<'a>(&'a mut dyn WeightsStream);
+
+impl Read for FullReads<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut filled = 0;
+        while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+            match self.0.read(rest) {
+                Ok(0) => break,
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(filled)
+    }
+}
+
+impl Seek for FullReads<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.0.seek(to)
+    }
+}
+
+#[cfg(test)]
+#[path = "weights_tests.rs"]
+mod tests;

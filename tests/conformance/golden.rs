@@ -1,0 +1,107 @@
+//! Known answers of the PyTorch reference modules, one folder for each case.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use pixeld::head::Tuning;
+use pixeld::image::Canvas;
+use pixeld::model::{Condition, PixelModel, Placement, ScoreRow, Slot, StepRow};
+use pixeld::noise;
+use pixeld::repository::{self, Limits, Source};
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+struct Golden {
+    images: Vec<Vec<u16>>,
+    classes: Option<Vec<Option<u32>>>,
+    log_probs: Vec<Vec<f64>>,
+    samples: Vec<Sample>,
+}
+
+/// `margin`: how far the closest uniform number is from the border between two values; kept well above rounding.
+#[derive(Deserialize)]
+struct Sample {
+    seed: u64,
+    image: u32,
+    class: Option<u32>,
+    temperature: Option<f32>,
+    top_k: Option<u32>,
+    top_p: Option<f32>,
+    values: Vec<u16>,
+    log_likelihood: f64,
+}
+
+fn cases() -> Vec<(PathBuf, Golden)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/image_transformer");
+    let mut folders: Vec<_> = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
+    folders.sort();
+    let read = |folder: PathBuf| {
+        let golden = serde_json::from_slice(&fs::read(folder.join("golden.json")).unwrap()).unwrap();
+        (folder, golden)
+    };
+    folders.into_iter().map(read).collect()
+}
+
+fn load(folder: &Path) -> Box<dyn PixelModel> {
+    pixeld::torch::limit_threads(1);
+    let placement = Placement { slots: 2, score_images: 8 };
+    repository::load(&Source::Directory(folder.to_owned()), placement, Limits::default())
+        .unwrap_or_else(|violations| panic!("{}: {violations}", folder.display()))
+}
+
+#[test]
+fn every_log_probability_is_that_of_the_reference() {
+    for (folder, golden) in cases() {
+        let mut model = load(&folder);
+        let spec = model.spec().clone();
+        let classes = golden.classes.unwrap_or_else(|| vec![None; golden.images.len()]);
+        let canvases: Vec<_> =
+            golden.images.iter().map(|raster| Canvas::from_raster(spec.shape, spec.order, raster).unwrap()).collect();
+        let rows: Vec<_> = canvases
+            .iter()
+            .zip(classes)
+            .map(|(canvas, class)| ScoreRow { canvas, condition: Condition { class } })
+            .collect();
+        let mut out = super::params(&*model);
+        let mut from = 0;
+        while from < spec.shape.values() {
+            let reached = model.score(&rows, from, u32::MAX, &mut out).unwrap();
+            let slice = (reached - from) as usize;
+            for (image, (canvas, expected)) in canvases.iter().zip(&golden.log_probs).enumerate() {
+                for rank in from..reached {
+                    let row = out.row(image * slice + (rank - from) as usize);
+                    let log_prob = spec.head.log_prob(row, canvas.values()[rank as usize]).unwrap();
+                    let expected = expected[spec.order.position(spec.shape, rank).raster(spec.shape) as usize];
+                    let label = format!("{}: image {image} rank {rank}", folder.display());
+                    assert!((log_prob - expected).abs() <= 1e-4, "{label}: {log_prob} against {expected}");
+                }
+            }
+            from = reached;
+        }
+    }
+}
+
+#[test]
+fn every_seed_samples_what_the_reference_samples() {
+    for (folder, golden) in cases() {
+        let mut model = load(&folder);
+        let spec = model.spec().clone();
+        let mut out = super::params(&*model);
+        for (slot, sample) in [Slot(0), Slot(1)].into_iter().cycle().zip(golden.samples) {
+            let tuning = Tuning::new(sample.temperature, sample.top_k, sample.top_p).unwrap();
+            let mut canvas = Canvas::empty(spec.shape);
+            let mut log_likelihood = 0.0;
+            model.open(slot, &Condition { class: sample.class }).unwrap();
+            while !canvas.is_complete() {
+                model.step(&[StepRow { slot, canvas: &canvas }], &mut out).unwrap();
+                let u = noise::uniform(sample.seed, sample.image, canvas.known());
+                let drawn = spec.head.draw(out.row(0), &tuning, u).unwrap();
+                canvas.push(drawn.value);
+                log_likelihood += drawn.log_prob;
+            }
+            model.close(slot);
+            assert_eq!(canvas.to_raster(spec.order), sample.values, "{}: seed {}", folder.display(), sample.seed);
+            assert!((log_likelihood - sample.log_likelihood).abs() < 1e-3, "{}", folder.display());
+        }
+    }
+}

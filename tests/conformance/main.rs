@@ -1,0 +1,358 @@
+//! What every family must keep, whatever its architecture: this walks the registry, so a family is tested by being listed.
+
+// Helpers of tests may panic as tests do.
+#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
+
+mod golden;
+mod package;
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use package::{Init, Package, image_transformer, package, packages};
+use pixeld::head::Tuning;
+use pixeld::image::{Canvas, Rank};
+use pixeld::model::{Condition, FAMILIES, ParamRows, PixelModel, ScoreRow, Slot, StepRow};
+use pixeld::noise;
+
+/// Rows of parameters, one for each rank.
+type Rows = Vec<Vec<f32>>;
+
+/// Nats of one value by which f32 results may differ where other numbers of rows are multiplied by other code.
+const ROUNDING: f64 = 1e-5;
+
+const CONDITIONS: [Condition; 3] =
+    [Condition { class: None }, Condition { class: Some(0) }, Condition { class: Some(1) }];
+
+fn params(model: &dyn PixelModel) -> ParamRows {
+    ParamRows::new(model.spec().head.width(model.spec().shape))
+}
+
+fn rows(out: &ParamRows) -> Rows {
+    (0..out.len()).map(|index| out.row(index).to_vec()).collect()
+}
+
+fn bits(row: &[f32]) -> Vec<u32> {
+    row.iter().map(|number| number.to_bits()).collect()
+}
+
+/// An image of which nothing but chance is known.
+fn any_image(model: &dyn PixelModel, seed: u64) -> Canvas {
+    let shape = model.spec().shape;
+    let value = |rank| (noise::uniform(seed, 0, rank) * f64::from(shape.levels())) as u16;
+    Canvas::with_prefix(shape, (0..shape.values()).map(value).collect()).unwrap()
+}
+
+fn prefix(image: &Canvas, known: Rank) -> Canvas {
+    Canvas::with_prefix(image.shape(), image.values()[..known as usize].to_vec()).unwrap()
+}
+
+/// The parameters of every rank of every image, scored together in slices of about `rows_wanted`.
+fn score(model: &mut dyn PixelModel, images: &[(Canvas, Condition)], rows_wanted: u32) -> Vec<Rows> {
+    let batch: Vec<_> = images.iter().map(|(canvas, condition)| ScoreRow { canvas, condition: *condition }).collect();
+    let mut out = params(model);
+    let mut scored = vec![Rows::new(); images.len()];
+    let mut from = 0;
+    while from < model.spec().shape.values() {
+        let reached = model.score(&batch, from, rows_wanted, &mut out).unwrap();
+        assert!(reached > from);
+        let slice = rows(&out);
+        assert_eq!(slice.len(), images.len() * (reached - from) as usize);
+        for (image, rows) in scored.iter_mut().zip(slice.chunks((reached - from) as usize)) {
+            image.extend_from_slice(rows);
+        }
+        from = reached;
+    }
+    scored
+}
+
+/// The parameters of ranks `ranks` of `image`, stepped through in `slot`, which stands at the first of them.
+fn step(model: &mut dyn PixelModel, slot: Slot, image: &Canvas, ranks: Range<Rank>) -> Rows {
+    let mut out = params(model);
+    ranks
+        .map(|rank| {
+            model.step(&[StepRow { slot, canvas: &prefix(image, rank) }], &mut out).unwrap();
+            assert_eq!(out.len(), 1);
+            out.row(0).to_vec()
+        })
+        .collect()
+}
+
+fn log_prob(model: &dyn PixelModel, row: &[f32], image: &Canvas, rank: usize) -> f64 {
+    model.spec().head.log_prob(row, image.values()[rank]).unwrap()
+}
+
+fn assert_close(
+    label: &str,
+    model: &dyn PixelModel,
+    image: &Canvas,
+    first: Rank,
+    a: &Rows,
+    b: &[Vec<f32>],
+    within: f64,
+) {
+    assert_eq!(a.len(), b.len(), "{label}");
+    for (rank, (a, b)) in (first as usize..).zip(a.iter().zip(b)) {
+        let [a, b] = [a, b].map(|row| log_prob(model, row, image, rank));
+        assert!((a - b).abs() <= within, "{label}: rank {rank}: {a} against {b}");
+    }
+}
+
+/// Images of three channels whose length no block of the packages divides.
+fn small() -> Vec<Package> {
+    packages([4, 3, 3, 5], Init::Random(1))
+}
+
+#[test]
+fn a_step_gives_what_the_teacher_forced_pass_gives_after_any_prefix() {
+    for package in small() {
+        let mut model = package.load(3, 1);
+        let values = model.spec().shape.values();
+        for (condition, seed) in CONDITIONS.into_iter().zip(10..) {
+            let image = any_image(&*model, seed);
+            let scored = score(&mut *model, &[(image.clone(), condition)], u32::MAX).remove(0);
+            let blocks = [3, 8].into_iter().flat_map(|block| [block - 1, block, block + 1, 2 * block, 2 * block + 1]);
+            for known in blocks.chain([0, 1, values - 1, values]) {
+                let slot = Slot(known % 3);
+                let mut out = params(&*model);
+                model.open(slot, &condition).unwrap();
+                model.absorb(slot, &image, 0..known, &mut out).unwrap();
+                let absorbed = rows(&out);
+                assert_close(&package.label, &*model, &image, 0, &absorbed, &scored[..known as usize], 1e-4);
+                let stepped = step(&mut *model, slot, &image, known..values);
+                assert_close(&package.label, &*model, &image, known, &stepped, &scored[known as usize..], 1e-4);
+                model.close(slot);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_prefix_may_be_taken_in_by_pieces_of_any_length() {
+    for package in small() {
+        let mut model = package.load(1, 1);
+        let image = any_image(&*model, 20);
+        let scored = score(&mut *model, &[(image.clone(), CONDITIONS[1])], u32::MAX).remove(0);
+        for piece in [1, 2, 5, 30] {
+            model.open(Slot(0), &CONDITIONS[1]).unwrap();
+            let (mut out, mut known) = (params(&*model), 0);
+            while known < 30 {
+                let upto = (known + piece).min(30);
+                model.absorb(Slot(0), &prefix(&image, upto), known..upto, &mut out).unwrap();
+                let expected = &scored[known as usize..upto as usize];
+                assert_close(&package.label, &*model, &image, known, &rows(&out), expected, 1e-4);
+                known = upto;
+            }
+            let stepped = step(&mut *model, Slot(0), &image, 30..36);
+            assert_close(&package.label, &*model, &image, 30, &stepped, &scored[30..], 1e-4);
+        }
+    }
+}
+
+#[test]
+fn a_prefix_replayed_by_steps_leaves_the_bits_that_sampling_it_left() {
+    for package in small() {
+        let mut model = package.load(6, 1);
+        let spec = model.spec().clone();
+        let (mut canvas, mut sampled, mut out) = (Canvas::empty(spec.shape), Rows::new(), params(&*model));
+        model.open(Slot(0), &CONDITIONS[2]).unwrap();
+        while !canvas.is_complete() {
+            model.step(&[StepRow { slot: Slot(0), canvas: &canvas }], &mut out).unwrap();
+            let u = noise::uniform(4, 0, canvas.known());
+            canvas.push(spec.head.draw(out.row(0), &Tuning::default(), u).unwrap().value);
+            sampled.push(out.row(0).to_vec());
+        }
+        model.open(Slot(5), &CONDITIONS[2]).unwrap();
+        let replayed = step(&mut *model, Slot(5), &canvas, 0..spec.shape.values());
+        for (sampled, replayed) in sampled.iter().zip(&replayed) {
+            assert_eq!(bits(sampled), bits(replayed), "{}", package.label);
+        }
+    }
+}
+
+#[test]
+fn the_probabilities_of_all_images_sum_to_one() {
+    for size in [[2, 2, 1, 2], [1, 2, 3, 2], [2, 1, 2, 3]] {
+        for package in packages(size, Init::Random(2)) {
+            let mut model = package.load(1, 16);
+            let shape = model.spec().shape;
+            let image = |index: u32| {
+                let values = (0..shape.values()).map(|rank| (index / shape.levels().pow(rank) % shape.levels()) as u16);
+                Canvas::with_prefix(shape, values.collect()).unwrap()
+            };
+            for condition in CONDITIONS {
+                let all: Vec<_> = (0..shape.levels().pow(shape.values())).map(|i| (image(i), condition)).collect();
+                let mut total = 0.0;
+                for some in all.chunks(16) {
+                    for (rows, (image, _)) in score(&mut *model, some, u32::MAX).iter().zip(some) {
+                        let ranks = rows.iter().enumerate();
+                        total += ranks.map(|(rank, row)| log_prob(&*model, row, image, rank)).sum::<f64>().exp();
+                    }
+                }
+                assert!((total - 1.0).abs() < 1e-5, "{}: {condition:?}: {total}", package.label);
+            }
+        }
+    }
+}
+
+/// `image` with another value at `rank`.
+fn perturbed(image: &Canvas, rank: usize) -> Canvas {
+    let mut values = image.values().to_vec();
+    values[rank] = (values[rank] + 1) % image.shape().levels() as u16;
+    Canvas::with_prefix(image.shape(), values).unwrap()
+}
+
+#[test]
+fn no_value_changes_a_bit_at_its_own_rank_or_before() {
+    for package in small() {
+        let mut model = package.load(1, 1);
+        let image = any_image(&*model, 30);
+        let before = score(&mut *model, &[(image.clone(), CONDITIONS[0])], u32::MAX).remove(0);
+        for changed in 0..before.len() {
+            let after = score(&mut *model, &[(perturbed(&image, changed), CONDITIONS[0])], u32::MAX).remove(0);
+            for rank in 0..=changed {
+                assert_eq!(bits(&before[rank]), bits(&after[rank]), "{}: {changed} -> {rank}", package.label);
+            }
+        }
+    }
+}
+
+#[test]
+fn in_one_block_every_value_changes_every_later_rank() {
+    let family = FAMILIES.iter().find(|family| family.name == "image_transformer").unwrap();
+    for norm in ["post", "pre"] {
+        let package = package(family, [3, 2, 3, 4], &image_transformer(18, "learned", norm), Init::Random(3));
+        let mut model = package.load(1, 1);
+        let image = any_image(&*model, 31);
+        let before = score(&mut *model, &[(image.clone(), CONDITIONS[0])], u32::MAX).remove(0);
+        for changed in 0..before.len() {
+            let after = score(&mut *model, &[(perturbed(&image, changed), CONDITIONS[0])], u32::MAX).remove(0);
+            for rank in changed + 1..before.len() {
+                assert_ne!(bits(&before[rank]), bits(&after[rank]), "{}: {changed} -> {rank}", package.label);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_model_that_knows_nothing_takes_exactly_the_log_of_its_levels() {
+    for levels in [2, 5, 256, 1000] {
+        for package in packages([2, 2, 3, levels], Init::Zero) {
+            let mut model = package.load(1, 1);
+            let image = any_image(&*model, 40);
+            for (rank, row) in score(&mut *model, &[(image.clone(), CONDITIONS[1])], 5)[0].iter().enumerate() {
+                assert_eq!(log_prob(&*model, row, &image, rank), -f64::from(levels).ln(), "{}", package.label);
+            }
+        }
+    }
+}
+
+/// Images join and leave at random in a model of nine slots; each must have the bits it has alone in slot 0.
+#[test]
+fn an_image_has_the_same_bits_alone_in_any_slot_and_in_any_crowd() {
+    for package in small() {
+        let mut model = package.load(9, 1);
+        let values = model.spec().shape.values();
+        let images: Vec<(Canvas, Condition)> =
+            (0..24).map(|index| (any_image(&*model, 50 + index), CONDITIONS[index as usize % 3])).collect();
+        let alone: Vec<Rows> = images
+            .iter()
+            .map(|(image, condition)| {
+                model.open(Slot(0), condition).unwrap();
+                step(&mut *model, Slot(0), image, 0..values)
+            })
+            .collect();
+
+        let mut draws = 0;
+        let mut chance = |below: f64| {
+            draws += 1;
+            noise::uniform(60, 0, draws) < below
+        };
+        let mut waiting: VecDeque<usize> = (0..images.len()).collect();
+        let mut slots: [Option<(usize, Canvas)>; 9] = Default::default();
+        let mut out = params(&*model);
+        let mut largest = 0;
+        while !waiting.is_empty() || slots.iter().any(Option::is_some) {
+            for (index, place) in slots.iter_mut().enumerate() {
+                let slot = Slot(index as u32);
+                if place.is_none() && chance(0.1) {
+                    // Somebody else's prefix passes through.
+                    model.open(slot, &CONDITIONS[0]).unwrap();
+                    model.absorb(slot, &images[index].0, 0..index as u32, &mut out).unwrap();
+                    model.close(slot);
+                } else if place.is_none()
+                    && chance(0.3)
+                    && let Some(image) = waiting.pop_front()
+                {
+                    model.open(slot, &images[image].1).unwrap();
+                    *place = Some((image, Canvas::empty(images[image].0.shape())));
+                }
+            }
+            let mut batch: Vec<(Slot, usize, Canvas)> = Vec::new();
+            for (index, place) in slots.iter().enumerate() {
+                if let Some((image, canvas)) = place
+                    && chance(0.8)
+                {
+                    batch.push((Slot(index as u32), *image, canvas.clone()));
+                }
+            }
+            if chance(0.5) {
+                batch.reverse();
+            }
+            largest = largest.max(batch.len());
+            let rows: Vec<_> = batch.iter().map(|(slot, _, canvas)| StepRow { slot: *slot, canvas }).collect();
+            model.step(&rows, &mut out).unwrap();
+            for (index, (slot, image, canvas)) in batch.iter().enumerate() {
+                let rank = canvas.known() as usize;
+                let label = format!("{}: image {image} in {slot:?} at rank {rank}", package.label);
+                assert_eq!(bits(out.row(index)), bits(&alone[*image][rank]), "{label}");
+                let place = &mut slots[slot.0 as usize];
+                if let Some((_, canvas)) = place {
+                    canvas.push(images[*image].0.values()[rank]);
+                    if canvas.is_complete() {
+                        model.close(*slot);
+                        *place = None;
+                    }
+                }
+            }
+        }
+        assert_eq!(largest, 9, "{}: never full", package.label);
+    }
+}
+
+#[test]
+fn slices_and_company_do_not_change_a_score() {
+    for package in small() {
+        let mut model = package.load(1, 3);
+        let images: Vec<_> = (70..73).map(|seed| (any_image(&*model, seed), CONDITIONS[seed as usize % 3])).collect();
+        let together = score(&mut *model, &images, u32::MAX);
+        for rows_wanted in [0, 1, 2, 7, 12, 64] {
+            for (index, image) in images.iter().enumerate() {
+                let among = &score(&mut *model, &images, rows_wanted)[index];
+                assert_close(&package.label, &*model, &image.0, 0, among, &together[index], ROUNDING);
+                let alone = &score(&mut *model, std::slice::from_ref(image), rows_wanted)[0];
+                assert_close(&package.label, &*model, &image.0, 0, alone, &together[index], ROUNDING);
+            }
+        }
+    }
+}
+
+#[test]
+fn scoring_leaves_the_slots_alone_and_a_broken_pass_starts_again() {
+    for package in small() {
+        let mut model = package.load(2, 2);
+        let image = any_image(&*model, 80);
+        model.open(Slot(1), &CONDITIONS[1]).unwrap();
+        let undisturbed = step(&mut *model, Slot(1), &image, 0..36);
+        model.open(Slot(1), &CONDITIONS[1]).unwrap();
+        let mut disturbed = step(&mut *model, Slot(1), &image, 0..10);
+        let other = any_image(&*model, 81);
+        let whole = score(&mut *model, &[(other.clone(), CONDITIONS[2])], 4);
+        // A pass that is given up half way leaves nothing to the next.
+        let batch = [ScoreRow { canvas: &image, condition: CONDITIONS[0] }];
+        model.score(&batch, 0, 4, &mut params(&*model)).unwrap();
+        assert_eq!(whole, score(&mut *model, &[(other, CONDITIONS[2])], 4), "{}", package.label);
+        disturbed.extend(step(&mut *model, Slot(1), &image, 10..36));
+        assert_eq!(undisturbed, disturbed, "{}", package.label);
+    }
+}

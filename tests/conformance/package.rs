@@ -1,0 +1,110 @@
+//! Small packages of every family, with random or zero weights, made in memory.
+
+use std::fmt::Write;
+
+use bytes::Bytes;
+use pixeld::model::manifest::Manifest;
+use pixeld::model::{FAMILIES, Family, PixelModel, Placement, TensorSpec};
+use pixeld::noise;
+use pixeld::repository::{self, Limits, Source};
+use pixeld::torch;
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+use sha2::{Digest, Sha256};
+
+/// Height, width, channels, levels.
+pub(crate) type Size = [u32; 4];
+
+/// One package under test.
+#[derive(Clone)]
+pub(crate) struct Package {
+    pub(crate) label: String,
+    source: Source,
+}
+
+impl Package {
+    pub(crate) fn load(&self, slots: u32, score_images: u32) -> Box<dyn PixelModel> {
+        torch::limit_threads(1);
+        repository::load(&self.source, Placement { slots, score_images }, Limits::default())
+            .unwrap_or_else(|violations| panic!("{}: {violations}", self.label))
+    }
+}
+
+/// What the weights are made of.
+#[derive(Clone, Copy)]
+pub(crate) enum Init {
+    Random(u64),
+    Zero,
+}
+
+/// Every family in every variant, for images of `size` and two classes.
+pub(crate) fn packages(size: Size, init: Init) -> Vec<Package> {
+    let variants = |family: &'static Family| {
+        architectures(family.name, init).into_iter().map(move |architecture| package(family, size, &architecture, init))
+    };
+    FAMILIES.iter().flat_map(variants).collect()
+}
+
+/// One variant of one family.
+pub(crate) fn package(family: &'static Family, size: Size, architecture: &str, init: Init) -> Package {
+    let [height, width, channels, levels] = size;
+    let mut text = format!(
+        "format = 1\nname = \"tiny\"\nfamily = \"{}\"\n[image]\nheight = {height}\nwidth = {width}\nchannels = {channels}\n\
+         levels = {levels}\norder = \"raster\"\n[head]\nkind = \"categorical\"\n[condition]\nclasses = 2\n\
+         [architecture]\n{architecture}\n",
+        family.name
+    );
+    let manifest = Manifest::parse(text.as_bytes()).expect("the test writes good manifests");
+    let tensors = (family.tensors)(&manifest).expect("the test writes good manifests");
+    let mut weights = Vec::new();
+    if !tensors.is_empty() {
+        weights = weights_file(&tensors, init);
+        let sha256: String = Sha256::digest(&weights).iter().map(|byte| format!("{byte:02x}")).collect();
+        write!(text, "[weights]\nfile = \"weights.safetensors\"\nsha256 = \"{sha256}\"\n")
+            .expect("a string takes text");
+    }
+    let source = Source::Embedded { manifest: Bytes::from(text), weights: Bytes::from(weights) };
+    Package { label: format!("{} {size:?} {}", family.name, architecture.replace('\n', ", ")), source }
+}
+
+/// The `architecture` tables a family is tested with.
+fn architectures(family: &str, init: Init) -> Vec<String> {
+    match family {
+        "toy" => vec![format!("sharpness = {}", if matches!(init, Init::Zero) { 0.0 } else { 0.7 })],
+        "image_transformer" => vec![
+            image_transformer(3, "sinusoidal", "post"),
+            image_transformer(8, "learned", "pre"),
+            image_transformer(1000, "learned", "post"),
+            image_transformer(1, "sinusoidal", "pre"),
+        ],
+        other => panic!("family {other:?} has no small package here: add one"),
+    }
+}
+
+/// An `architecture` table of different widths everywhere, so that no two can be mistaken for each other.
+pub(crate) fn image_transformer(query_block: u32, positions: &str, norm: &str) -> String {
+    format!(
+        "layers = 2\nmodel_width = 12\nheads = 2\nkey_width = 8\nvalue_width = 10\nfeed_forward_width = 20\n\
+         query_block = {query_block}\npositions = \"{positions}\"\nnorm = \"{norm}\""
+    )
+}
+
+fn weights_file(tensors: &[TensorSpec], init: Init) -> Vec<u8> {
+    let number = |tensor: usize, element: usize| match init {
+        Init::Zero => 0.0,
+        Init::Random(seed) => 1.6 * (noise::uniform(seed, tensor as u32, element as u32) as f32 - 0.5),
+    };
+    let data: Vec<Vec<u8>> = tensors
+        .iter()
+        .enumerate()
+        .map(|(index, tensor)| {
+            let length = tensor.shape.iter().product::<u64>() as usize;
+            (0..length).flat_map(|element| number(index, element).to_le_bytes()).collect()
+        })
+        .collect();
+    let views = tensors.iter().zip(&data).map(|(tensor, data)| {
+        let shape = tensor.shape.iter().map(|&n| n as usize).collect();
+        (tensor.name.as_str(), TensorView::new(Dtype::F32, shape, data).expect("data has the shape's length"))
+    });
+    safetensors::serialize(views, None).expect("tensors can be written")
+}
