@@ -58,7 +58,6 @@ struct Member {
     key: ImageKey,
     job: Arc<ScoreJob>,
     score: Score,
-    failed: bool,
 }
 
 /// The scoring pass under way; empty between passes.
@@ -73,7 +72,7 @@ impl Pass {
         let values = job.items.get(key.index as usize).map_or(0, |(canvas, _)| canvas.known());
         let log_probs = job.per_value.then(|| Vec::with_capacity(values as usize));
         let score = Score { log_likelihood: 0.0, log_probs };
-        self.members.push(Member { key, job: Arc::clone(job), score, failed: false });
+        self.members.push(Member { key, job: Arc::clone(job), score });
     }
 
     /// Forgets everything.
@@ -86,7 +85,7 @@ impl Pass {
         self.members.iter().filter_map(Member::row).collect()
     }
 
-    /// Adds up the slice `from..reached`; `failed` hears of every image with a row that is not finite, once.
+    /// Adds up the slice `from..reached`; `failed` hears of every image with a row that is not finite.
     pub(super) fn add(
         &mut self,
         from: Rank,
@@ -96,8 +95,7 @@ impl Pass {
         mut failed: impl FnMut(ImageKey),
     ) {
         for (place, member) in self.members.iter_mut().enumerate() {
-            if !member.failed && member.add(place, from, reached, rows, head).is_err() {
-                member.failed = true;
+            if member.add(place, from, reached, rows, head).is_err() {
                 failed(member.key);
             }
         }

@@ -104,7 +104,7 @@ pub(super) struct Cancelled {
 }
 
 impl Cancelled {
-    fn push(&self, job: JobId) {
+    pub(super) fn push(&self, job: JobId) {
         let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         jobs.push(job);
         self.any.store(true, Ordering::Release);

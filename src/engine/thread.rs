@@ -66,11 +66,11 @@ impl Engine {
 }
 
 /// Where commands and cancellations come in.
-struct Inbox {
-    receiver: Receiver<Command>,
-    shared: Arc<Shared>,
+pub(super) struct Inbox {
+    pub(super) receiver: Receiver<Command>,
+    pub(super) shared: Arc<Shared>,
     /// Most commands that wait.
-    commands: u32,
+    pub(super) commands: u32,
 }
 
 impl Inbox {
@@ -79,7 +79,7 @@ impl Inbox {
     /// Cancellations are taken off their list before commands are received, and applied after: a job is cancelled only
     /// once it was sent, so the command of every cancellation on the list has been received by the time it is applied. The
     /// other way round, a job sent and cancelled in between would be cancelled first, in vain, and then run.
-    fn receive(&self, core: &mut Core) {
+    pub(super) fn receive(&self, core: &mut Core) {
         let cancelled = self.shared.cancelled.take();
         self.receiver.try_iter().take(self.commands as usize).for_each(|command| core.apply(command));
         cancelled.into_iter().for_each(|job| core.cancel(job));

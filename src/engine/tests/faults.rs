@@ -51,6 +51,23 @@ fn spoilt_slots_end_their_jobs_alone() {
 }
 
 #[test]
+fn a_spoilt_slot_ends_its_job_even_if_the_tick_had_no_part_for_it() {
+    let mut rig = Rig::new(2);
+    let (_, bad) = rig.sample(job(1, 1));
+    let (_, _scored) = rig.score(score_job(vec![vec![0; N as usize]; 2]));
+    rig.ticks(1);
+    // Sampling had its turn, so this slot is opened in a tick that scores.
+    let (_, good) = rig.sample(job(2, 1));
+    rig.script.fail(Call::Open, 0, Fault::Error(ModelError::Slots(vec![Slot(0)])));
+    rig.ticks(1);
+    assert_eq!((rig.script.calls(Call::Score), rig.script.calls(Call::Step)), (1, 1));
+    assert!(engine_fault(bad.failure.get()).contains("lost"));
+    assert_eq!(rig.gauges.load(clock()).running, 1, "its slot is not held for a phantom");
+    rig.run();
+    assert!(is_complete(&good));
+}
+
+#[test]
 fn a_failed_step_ends_its_images_and_the_next_job_goes_on() {
     for fault in [step_error(), Fault::Panic] {
         let mut rig = Rig::new(2);

@@ -7,6 +7,7 @@ use super::*;
 use crate::engine::event::Run;
 use crate::engine::{Handle, SampleStream};
 use crate::error::DeadlineStage;
+use crate::model::scripted::Call;
 
 /// Reads a stream to its end: the values of each image, and how it ended.
 pub(super) async fn read(stream: &mut SampleStream) -> (Vec<Vec<u16>>, Result<(), Error>) {
@@ -83,8 +84,10 @@ async fn a_deadline_passes_on_time_although_the_engine_is_inside_a_step() {
     assert!(begun.elapsed() < 2 * MINUTE + Duration::from_millis(10));
     assert!(queued.next(None).await.is_none());
     // Still held by their owners, the streams have already given their work up.
+    let steps = script.calls(Call::Step);
     script.open_gate();
     settled(&handle).await;
+    assert_eq!(script.calls(Call::Step) - steps, 1 + u64::from(N), "the step under way, and the job that settles");
     assert_eq!(script.open_slots().len(), 0);
 }
 

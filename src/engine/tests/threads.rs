@@ -1,15 +1,18 @@
 //! Permits, cancellation, health and the end, in a whole engine.
 
 use std::sync::Weak;
+use std::sync::mpsc::sync_channel;
 
 use tokio::time;
 
 use super::streams::{read, settled};
 use super::*;
 use crate::engine::health::Health;
+use crate::engine::shared::Shared;
+use crate::engine::thread::Inbox;
 use crate::engine::{Engine, EngineConfig, Handle, SCORE_IMAGES};
-use crate::model::ModelError;
 use crate::model::scripted::{Call, Fault};
+use crate::model::{ModelError, PixelModel};
 
 /// A whole engine, warmed up.
 pub(super) struct Daemon {
@@ -137,6 +140,29 @@ async fn ten_thousand_streams_dropped_anywhere_leave_nothing_behind() {
     let load = handle.load();
     assert_eq!((load.running, load.queued, load.scoring), (0, 0, 0));
     engine.stop();
+}
+
+#[test]
+fn a_job_sent_and_given_up_while_the_engine_looks_is_never_missed() {
+    const JOBS: u64 = 20_000;
+    let mut rig = Rig::new(1);
+    let shared = Arc::new(Shared::new(Scripted::new(1).0.spec(), 8, Instant::now()));
+    let (sender, receiver) = sync_channel(4);
+    let inbox = Inbox { receiver, shared: Arc::clone(&shared), commands: 4 };
+    std::thread::scope(|scope| {
+        let client = scope.spawn(move || {
+            for id in (0..JOBS).map(JobId) {
+                let (job, promise) = (job(1, 1), Promise::new(Arc::new(SampleBuffer::new(&job(1, 1)))));
+                sender.send(Command::Sample { id, job, promise }).unwrap();
+                shared.cancelled.push(id);
+            }
+        });
+        while !client.is_finished() {
+            inbox.receive(&mut rig.core);
+        }
+    });
+    inbox.receive(&mut rig.core);
+    assert_eq!(rig.gauges.load(clock()).queued, 0);
 }
 
 #[tokio::test]
