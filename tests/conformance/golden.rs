@@ -50,6 +50,20 @@ fn load(folder: &Path) -> Box<dyn PixelModel> {
 }
 
 #[test]
+fn every_package_that_ships_loads_and_gives_its_known_answers() {
+    pixeld::torch::limit_threads(1);
+    let packages = repository::scan(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models")).unwrap();
+    assert!(!packages.is_empty());
+    for (name, source) in packages {
+        let golden = repository::manifest(&source).unwrap().golden;
+        assert!(!golden.scores.is_empty() && !golden.samples.is_empty(), "{name} has no known answers");
+        let placement = Placement { slots: 5, score_images: 1 };
+        let model = repository::load(&source, placement, Limits::default());
+        assert!(model.is_ok(), "{name}: {}", model.err().unwrap());
+    }
+}
+
+#[test]
 fn every_log_probability_is_that_of_the_reference() {
     for (folder, golden) in cases() {
         let mut model = load(&folder);
