@@ -12,3 +12,4 @@ pub mod model;
 pub mod noise;
 pub mod sched;
 pub mod spec;
+pub mod telemetry;
