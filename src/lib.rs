@@ -2,6 +2,7 @@
 //!
 //! Modules in reading order.
 
+pub mod cli;
 pub mod config;
 pub mod engine;
 pub mod error;
