@@ -14,9 +14,15 @@ use std::sync::mpsc::{Receiver, sync_channel};
 
 use serde_json::Value;
 
-fn pixeld(arguments: &[&str]) -> Output {
+/// The binary without the models inside it, and with nothing of our own environment.
+fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pixeld"));
-    command.env_clear().args(arguments).stdin(Stdio::null()).output().unwrap()
+    command.env("PIXELD__MODELS__EMBEDDED", "false").stdin(Stdio::null());
+    command
+}
+
+fn pixeld(arguments: &[&str]) -> Output {
+    command().args(arguments).output().unwrap()
 }
 
 fn send(signal: &str, child: &Child) {
@@ -71,8 +77,8 @@ impl Server {
     }
 
     fn start_with(models: &Path, flags: &[&str]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_pixeld"));
-        command.env_clear().args(["serve", "--listen", "127.0.0.1:0"]).args(flags).arg("--models").arg(models);
+        let mut command = command();
+        command.args(["serve", "--listen", "127.0.0.1:0"]).args(flags).arg("--models").arg(models);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
@@ -194,8 +200,8 @@ fn a_server_that_is_not_there_ends_with_69_and_its_name() {
 fn every_fault_of_the_configuration_is_told_before_anything_starts() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(b"[server]\nlisten = \"nowhere\"\nport = 1\n[engine]\nslots = 0\n").unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_pixeld"));
-    command.env_clear().env("PIXELD__ENGINE__SCORE_SHARE", "2").arg("serve").arg("--config").arg(file.path());
+    let mut command = command();
+    command.env("PIXELD__ENGINE__SCORE_SHARE", "2").arg("serve").arg("--config").arg(file.path());
     let output = command.args(["--set", "log.filter=pixeld=loud"]).output().unwrap();
     let text = stderr(&output);
     assert_eq!(code(&output), 64, "{text}");
@@ -218,14 +224,8 @@ fn the_printed_configuration_can_be_given_back() {
 
 #[test]
 fn a_reader_that_went_away_is_no_error() {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_pixeld"));
-    let mut child = command
-        .env_clear()
-        .args(["check", "--print-config"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child =
+        command().args(["check", "--print-config"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
     assert_eq!((code(&output), stderr(&output).as_str()), (0, ""));
@@ -363,6 +363,12 @@ fn check_loads_every_package_and_names_the_ones_that_cannot_be_served() {
 }
 
 #[test]
+fn a_package_inside_the_binary_serves_without_any_file() {
+    let output = succeed(&["check", "--set", "models.embedded=true"]);
+    assert!(stdout(&output).contains("digits  ready"), "{}", stdout(&output));
+}
+
+#[test]
 fn a_server_ends_well_when_it_is_told_to() {
     let models = models();
     for signal in ["-TERM", "-INT"] {
@@ -380,8 +386,8 @@ fn interrupting_a_client_cancels_its_stream() {
     // Frames in the log tell when values are on their way.
     let mut server = Server::start_with(models.path(), &["--set", "log.filter=info,h2=debug"]);
     server.wait_for(&["serving", "large"]);
-    let mut command = Command::new(env!("CARGO_BIN_EXE_pixeld"));
-    command.env_clear().args(["sample", "--model", "large", "--count", "256", "--endpoint", &server.url]);
+    let mut command = command();
+    command.args(["sample", "--model", "large", "--count", "256", "--endpoint", &server.url]);
     let client = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     server.wait_for(&["send frame=Data"]);
     send("-INT", &client);
@@ -397,8 +403,8 @@ fn interrupting_a_client_cancels_its_stream() {
 fn interrupting_a_command_that_runs_its_own_models_ends_it() {
     let models = models();
     add_model(models.path(), "large", 128, 128);
-    let mut command = Command::new(env!("CARGO_BIN_EXE_pixeld"));
-    command.env_clear().args(["sample", "--model", "large", "--count", "256", "--set", "log.filter=h2=debug"]);
+    let mut command = command();
+    command.args(["sample", "--model", "large", "--count", "256", "--set", "log.filter=h2=debug"]);
     command.arg("--models").arg(models.path());
     let mut client = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let log = Log::follow(client.stderr.take().unwrap());

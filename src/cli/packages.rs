@@ -19,7 +19,11 @@ struct Embedded {
     weights: &'static [u8],
 }
 
-const EMBEDDED: &[Embedded] = &[];
+const EMBEDDED: &[Embedded] = &[Embedded {
+    name: "digits",
+    manifest: include_bytes!("../../models/digits/model.toml"),
+    weights: include_bytes!("../../models/digits/weights.pt"),
+}];
 
 /// Every package that `config` names, yet to be loaded. Also settles how many threads libtorch may use, which must
 /// happen before the first of them is.
