@@ -1,8 +1,9 @@
 //! pixeld serves autoregressive image models: it samples them one channel value at a time and scores images exactly.
 //!
-//! Modules in reading order.
+//! ARCHITECTURE.md lists the modules in reading order, with what each owns.
 
 pub mod app;
+pub mod cli;
 pub mod config;
 pub mod engine;
 pub mod error;
@@ -15,4 +16,5 @@ pub mod repository;
 pub mod rpc;
 pub mod sched;
 pub mod spec;
+pub mod telemetry;
 pub mod torch;

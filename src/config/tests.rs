@@ -1,3 +1,5 @@
+//! The layers of the configuration, its faults, and what is printed of it.
+
 use std::io::Write;
 use std::time::Duration;
 

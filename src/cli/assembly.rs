@@ -1,0 +1,143 @@
+//! Puts the images of one generation stream together, and believes nothing: gaps, values out of range and checksums
+//! that differ end the command.
+
+use crate::image::{Canvas, Order, Shape, codec};
+use crate::rpc::proto::{self, GenerationCompleted, GenerationStarted, ValueRun};
+
+/// One finished image.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Finished {
+    /// Values in raster order.
+    pub(super) raster: Vec<u16>,
+    /// CRC-32C of the raw values in rank order.
+    pub(super) crc32c: u32,
+    /// In nats.
+    pub(super) log_likelihood: f64,
+}
+
+/// The images of one stream in the making.
+#[derive(Debug)]
+pub(super) struct Assembly {
+    pub(super) started: GenerationStarted,
+    pub(super) shape: Shape,
+    order: Order,
+    images: Vec<Canvas>,
+}
+
+impl Assembly {
+    /// Empty images, as many as `started` promises and at most `most`.
+    pub(super) fn new(started: GenerationStarted, most: u32) -> Result<Self, String> {
+        let shape = shape(started.shape.as_ref())?;
+        let order = match started.order() {
+            proto::Order::Raster => Order::Raster,
+            proto::Order::Unspecified => return Err("it told no order of generation that this client knows".to_owned()),
+        };
+        if started.image_count != most {
+            return Err(format!("it promised {} images, {most} were asked for", started.image_count));
+        }
+        let images = (0..most).map(|_| Canvas::empty(shape)).collect();
+        Ok(Self { started, shape, order, images })
+    }
+
+    /// Values that all images will hold.
+    pub(super) fn total(&self) -> u64 {
+        self.images.len() as u64 * u64::from(self.shape.values())
+    }
+
+    /// Takes in a run; returns how many values it held.
+    pub(super) fn add(&mut self, run: &ValueRun) -> Result<u64, String> {
+        let values = codec::values_from_raw(&run.values, self.shape)?;
+        let index = run.image_index;
+        let image = self.images.get_mut(index as usize).ok_or_else(|| format!("there is no image {index}"))?;
+        if image.known() != run.first_rank {
+            let (known, first) = (image.known(), run.first_rank);
+            return Err(format!("image {index} stands at rank {known} and goes on at {first}"));
+        }
+        match values.iter().all(|&value| image.push(value)) {
+            true => Ok(values.len() as u64),
+            false => Err(format!("image {index} got more values than it has places")),
+        }
+    }
+
+    /// The images, if `completed` says the same of them as what was received.
+    pub(super) fn finish(self, completed: &GenerationCompleted) -> Result<Vec<Finished>, String> {
+        let count = self.images.len();
+        if completed.crc32c.len() != count || completed.log_likelihoods.len() != count {
+            return Err("its end does not speak of every image".to_owned());
+        }
+        let told = completed.crc32c.iter().zip(&completed.log_likelihoods);
+        let finished = self.images.iter().zip(told).enumerate().map(|(index, (image, (&crc, &log_likelihood)))| {
+            let crc32c = crc32c::crc32c(&codec::values_to_raw(image.values(), self.shape));
+            if !image.is_complete() || crc32c != crc {
+                return Err(format!("image {index} did not arrive as it was sent"));
+            }
+            Ok(Finished { raster: image.to_raster(self.order), crc32c, log_likelihood })
+        });
+        finished.collect()
+    }
+}
+
+/// A shape from the wire, checked like any other.
+pub(super) fn shape(told: Option<&proto::ImageShape>) -> Result<Shape, String> {
+    let told = told.ok_or("it told no shape")?;
+    Shape::new(told.height, told.width, told.channels, told.levels).map_err(|violations| violations.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn started(levels: u32) -> GenerationStarted {
+        GenerationStarted {
+            shape: Some(proto::ImageShape { height: 1, width: 2, channels: 1, levels }),
+            order: proto::Order::Raster.into(),
+            image_count: 2,
+            ..GenerationStarted::default()
+        }
+    }
+
+    fn run(image_index: u32, first_rank: u32, values: &'static [u8]) -> ValueRun {
+        ValueRun { image_index, first_rank, values: values.into(), log_probs: Vec::new() }
+    }
+
+    #[test]
+    fn interleaved_runs_become_images() {
+        let mut assembly = Assembly::new(started(300), 2).unwrap();
+        assert_eq!(assembly.total(), 4);
+        assert_eq!(assembly.add(&run(1, 0, &[1, 0, 44 - 1, 1])), Ok(2));
+        assert_eq!(assembly.add(&run(0, 0, &[2, 0])), Ok(1));
+        assert_eq!(assembly.add(&run(0, 1, &[3, 0])), Ok(1));
+        let crc32c = vec![crc32c::crc32c(&[2, 0, 3, 0]), crc32c::crc32c(&[1, 0, 43, 1])];
+        let completed =
+            GenerationCompleted { crc32c, log_likelihoods: vec![-1.0, -2.0], ..GenerationCompleted::default() };
+        let finished = assembly.finish(&completed).unwrap();
+        assert_eq!(finished[0].raster, [2, 3]);
+        assert_eq!((finished[1].raster.as_slice(), finished[1].log_likelihood), ([1, 299].as_slice(), -2.0));
+    }
+
+    #[test]
+    fn what_cannot_be_true_is_refused() {
+        let fresh = || Assembly::new(started(4), 2).unwrap();
+        assert!(fresh().add(&run(2, 0, &[1])).is_err(), "no such image");
+        assert!(fresh().add(&run(0, 1, &[1])).is_err(), "a gap");
+        assert!(fresh().add(&run(0, 0, &[4])).is_err(), "no such level");
+        assert!(fresh().add(&run(0, 0, &[1, 1, 1])).is_err(), "too many");
+        assert!(Assembly::new(started(4), 3).is_err(), "another count");
+        assert!(Assembly::new(started(1), 2).is_err(), "no shape");
+        let told = |crc: u32| GenerationCompleted {
+            crc32c: vec![crc; 2],
+            log_likelihoods: vec![0.0; 2],
+            ..GenerationCompleted::default()
+        };
+        let whole = || {
+            let mut assembly = fresh();
+            assembly.add(&run(0, 0, &[1, 1])).unwrap();
+            assembly.add(&run(1, 0, &[1, 1])).unwrap();
+            assembly
+        };
+        assert!(whole().finish(&told(crc32c::crc32c(&[1, 1]))).is_ok());
+        assert!(whole().finish(&told(7)).is_err(), "another checksum");
+        assert!(whole().finish(&GenerationCompleted::default()).is_err(), "nothing told");
+        assert!(fresh().finish(&told(crc32c::crc32c(&[]))).is_err(), "incomplete");
+    }
+}

@@ -1,0 +1,124 @@
+//! A channel to a server: one over the network, or the same server in this process behind a pipe of memory.
+
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use tokio::io::DuplexStream;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use super::failure::Failure;
+use super::packages;
+use crate::app::{App, AppError};
+use crate::config::Config;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes that may wait in the pipe each way.
+const PIPE_BYTES: usize = 1 << 20;
+
+/// Where the models run.
+pub(super) enum Target {
+    /// On the server of this URL.
+    Remote(String),
+    /// In this process, as configured.
+    Local(Box<Config>),
+}
+
+/// Does `work` with a channel to `target`, unless the user presses Ctrl-C: dropping the work drops its streams, which
+/// cancels them on the server. A server in this process is stopped in either case; pressing again waits for nothing.
+pub(super) async fn with<T>(
+    target: Target,
+    work: impl AsyncFnOnce(&Channel) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let mut interrupt = signal(SignalKind::interrupt())
+        .map_err(|error| Failure::Internal(format!("cannot wait for signals: {error}")))?;
+    let connect = async {
+        match target {
+            Target::Remote(url) => remote(&url).await,
+            Target::Local(config) => local(*config).await,
+        }
+    };
+    let connection = tokio::select! {
+        connected = Box::pin(connect) => connected?,
+        _ = interrupt.recv() => return Err(Failure::Interrupted),
+    };
+    let done = tokio::select! {
+        done = Box::pin(work(&connection.channel)) => done,
+        _ = interrupt.recv() => Err(Failure::Interrupted),
+    };
+    let closed = tokio::select! {
+        closed = connection.close() => closed,
+        _ = interrupt.recv() => Err(Failure::Interrupted),
+    };
+    done.and_then(|done| closed.map(|()| done))
+}
+
+/// A channel, and the server behind it if that is ours.
+struct Connection {
+    channel: Channel,
+    server: Option<Server>,
+}
+
+/// The server in this process.
+struct Server {
+    /// Dropped to stop it.
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<Result<(), AppError>>,
+}
+
+impl Connection {
+    /// Stops the server if it is ours, and waits for its engines.
+    async fn close(self) -> Result<(), Failure> {
+        drop(self.channel);
+        let Some(Server { stop, task }) = self.server else { return Ok(()) };
+        drop(stop);
+        let ended = task.await.map_err(|error| Failure::Internal(error.to_string()))?;
+        ended.map_err(|error| Failure::Internal(error.to_string()))
+    }
+}
+
+async fn remote(url: &str) -> Result<Connection, Failure> {
+    let uri: Uri = url.parse().map_err(|error| Failure::Usage(format!("--endpoint {url}: {error}")))?;
+    if uri.scheme_str() != Some("http") {
+        return Err(Failure::Usage(format!("--endpoint {url}: must be http://HOST:PORT")));
+    }
+    let endpoint = Endpoint::from(uri).connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true);
+    let channel = endpoint.connect().await.map_err(|error| {
+        let cause = innermost(&error);
+        Failure::Unavailable(format!("cannot connect to {url}: {cause}; is `pixeld serve` running there?"))
+    })?;
+    Ok(Connection { channel, server: None })
+}
+
+/// Starts a server in this process and waits until its models are loaded, or refused.
+async fn local(config: Config) -> Result<Connection, Failure> {
+    let sources = packages::sources(&config)?;
+    let app = App::start(config, sources);
+    app.loaded().await;
+    let (client, server) = tokio::io::duplex(PIPE_BYTES);
+    let (stop, stopped) = oneshot::channel::<()>();
+    let task = tokio::spawn(app.serve(tokio_stream::once(Ok::<DuplexStream, _>(server)), async {
+        _ = stopped.await;
+    }));
+    let mut client = Some(TokioIo::new(client));
+    // There is one pipe; were it ever lost, the server would be gone as well.
+    let connector = tower::service_fn(move |_: Uri| {
+        let pipe = client.take().ok_or_else(|| std::io::Error::other("the server in this process is gone"));
+        std::future::ready(pipe)
+    });
+    let endpoint = Endpoint::from_static("http://in.process");
+    let connected = endpoint.connect_with_connector(connector).await;
+    let channel = connected.map_err(|error| Failure::Internal(innermost(&error)))?;
+    Ok(Connection { channel, server: Some(Server { stop, task }) })
+}
+
+/// The cause of all causes: what a transport error says itself is just "transport error".
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}

@@ -1,0 +1,42 @@
+//! The two standard streams, and files that the user named.
+
+use std::fs;
+use std::io::{ErrorKind, Write};
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::failure::Failure;
+
+/// Writes a line to standard output, and through.
+pub(super) fn line(text: &str) -> Result<(), Failure> {
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "{text}").and_then(|()| stdout.flush()).map_err(|error| match error.kind() {
+        ErrorKind::BrokenPipe => Failure::OutputClosed,
+        _ => Failure::Internal(format!("cannot write to standard output: {error}")),
+    })
+}
+
+/// Writes `value` to standard output as one line of JSON.
+pub(super) fn json(value: &impl Serialize) -> Result<(), Failure> {
+    line(&serde_json::to_string(value).map_err(|error| Failure::Internal(error.to_string()))?)
+}
+
+/// Tells the user what went wrong. If nobody listens on standard error either, there is nothing left to do.
+pub(super) fn complain(message: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "error: {message}");
+}
+
+/// Writes a file, whole.
+pub(super) fn file(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    fs::write(path, bytes).map_err(|error| Failure::Usage(format!("cannot write {}: {error}", path.display())))
+}
+
+/// Refuses a file that could not be written, before the work that would fill it.
+pub(super) fn expect_writable(path: &Path) -> Result<(), Failure> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if path.is_dir() || !parent.is_dir() {
+        return Err(Failure::Usage(format!("cannot write {}: not a file in an existing directory", path.display())));
+    }
+    Ok(())
+}

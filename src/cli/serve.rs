@@ -1,0 +1,81 @@
+//! `pixeld serve`: the daemon.
+
+use clap::Args;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::failure::Failure;
+use super::source::{Settings, start_log};
+use super::{output, packages};
+use crate::app::App;
+use crate::rpc::Listener;
+
+const AFTER_HELP: &str = "\
+Prints `listening on ADDRESS` to standard output once clients can connect, and logs to standard error. The first SIGTERM
+or SIGINT lets running requests finish within server.drain_timeout; the second ends at once.
+
+Examples:
+  pixeld serve --models ./models
+  pixeld serve --listen 0.0.0.0:50051 --config /etc/pixeld.toml
+  PIXELD__ENGINE__SLOTS=64 pixeld serve --models /models --set log.json=true";
+
+/// Flags of `pixeld serve`.
+#[derive(Args, Debug)]
+#[command(after_help = AFTER_HELP)]
+pub(super) struct Serve {
+    /// Address and port to listen on; port 0 takes a free one (server.listen) [default: 127.0.0.1:50051]
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<String>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+impl Serve {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let config = self.settings.load(self.listen.as_deref(), None)?;
+        start_log(&config)?;
+        let mut signals = Signals::new()?;
+        let address = config.server.listen;
+        let listener = Listener::bind(address).await.map_err(|error| {
+            Failure::Usage(format!("cannot listen on {address}: {error}; choose another with --listen"))
+        })?;
+        let bound = listener.local_addr().map_err(|error| Failure::Internal(error.to_string()))?;
+        let sources = packages::sources(&config)?;
+        let app = App::start(config, sources);
+        output::line(&format!("listening on {bound}"))?;
+
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let mut serving = Box::pin(app.serve(listener, async {
+            _ = stopped.await;
+        }));
+        tokio::select! {
+            ended = &mut serving => return ended.map_err(|error| Failure::Internal(error.to_string())),
+            () = signals.next() => tracing::info!("stopping; a second signal ends at once"),
+        }
+        drop(stop);
+        tokio::select! {
+            ended = serving => ended.map_err(|error| Failure::Internal(error.to_string())),
+            () = signals.next() => Err(Failure::Interrupted),
+        }
+    }
+}
+
+/// The two signals that end a daemon.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Failure> {
+        let listen =
+            |kind| signal(kind).map_err(|error| Failure::Internal(format!("cannot wait for signals: {error}")));
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
