@@ -55,7 +55,8 @@ mod tests {
 
     #[test]
     fn uniforms_depend_on_all_three_numbers_and_fill_the_interval() {
-        let all: Vec<f64> = (0..64).map(|i| uniform(7 << 40 | i / 16, (i / 4 % 4) as u32, (i % 4) as u32)).collect();
+        let all: Vec<f64> =
+            (0..64).map(|i| uniform((7 << 40) | (i / 16), (i / 4 % 4) as u32, (i % 4) as u32)).collect();
         for (i, a) in all.iter().enumerate() {
             assert!(*a > 0.0 && *a < 1.0);
             assert!(all.iter().skip(i + 1).all(|b| a != b));
