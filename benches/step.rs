@@ -3,6 +3,8 @@
 //! `PIXELD_BENCH_PACKAGES` names a directory of packages. `make bench-step` writes random ones at published sizes, runs
 //! this and eager PyTorch in turn on the same weights, and prints both.
 
+#![allow(clippy::expect_used, clippy::print_stdout, reason = "a benchmark that cannot run says so and stops")]
+
 use std::path::PathBuf;
 
 use criterion::{BenchmarkId, Criterion};
@@ -23,7 +25,8 @@ fn bench_package(criterion: &mut Criterion, name: &str, source: &repository::Sou
     group.sample_size(20);
     for batch in BATCHES {
         let placement = Placement { slots: batch, score_images: 1 };
-        let mut model = repository::load(source, placement, repository::Limits::default()).expect("a package that loads");
+        let mut model =
+            repository::load(source, placement, repository::Limits::default()).expect("a package that loads");
         let spec = model.spec().clone();
         let mut out = ParamRows::new(spec.head.width(spec.shape));
         let mut canvases = vec![Canvas::empty(spec.shape); batch as usize];
@@ -32,7 +35,8 @@ fn bench_package(criterion: &mut Criterion, name: &str, source: &repository::Sou
         }
         group.bench_function(BenchmarkId::from_parameter(batch), |bencher| {
             bencher.iter(|| {
-                let rows: Vec<_> = canvases.iter().zip(0..).map(|(canvas, slot)| StepRow { slot: Slot(slot), canvas }).collect();
+                let rows: Vec<_> =
+                    canvases.iter().zip(0..).map(|(canvas, slot)| StepRow { slot: Slot(slot), canvas }).collect();
                 model.step(&rows, &mut out).expect("a step that succeeds");
                 for (canvas, slot) in canvases.iter_mut().zip(0..) {
                     let u = noise::uniform(7, slot, canvas.known());

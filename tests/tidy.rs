@@ -1,5 +1,7 @@
 //! The rules of the code base that no compiler checks. See ARCHITECTURE.md for their reasons.
 
+#![allow(clippy::expect_used, reason = "a tree that cannot be read fails the test")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -231,7 +231,7 @@ async fn stopping_ends_whatever_is_left() {
     let mut streams: Vec<_> = (0..3).map(|seed| handle.sample(job(seed, 2), None).unwrap()).collect();
     let ticket = handle.score(score_job([image()]), None).unwrap();
     script.wait_until_held();
-    let stopping = std::thread::spawn(|| engine.stop());
+    let stopping = std::thread::Builder::new().spawn(|| engine.stop()).unwrap();
     let mut health = handle.health();
     health.wait_for(|health| *health == Health::Draining).await.unwrap();
     assert_eq!(handle.sample(job(1, 1), None).unwrap_err(), Error::Draining);
