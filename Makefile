@@ -4,7 +4,7 @@ export CARGO_TARGET_DIR ?= $(CURDIR)/target
 PYTHON ?= python3
 TOOLS := $(shell $(PYTHON) scripts/setup.py --where 2>/dev/null)/tools
 
-.PHONY: help setup build demo test check fmt clippy deny doc test-pytorch bench-step train-digits goldens
+.PHONY: help setup build demo test check fmt clippy deny doc readme test-pytorch bench-step train-digits goldens
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -47,3 +47,6 @@ bench-step: build ## step times beside eager PyTorch on the same weights (fetche
 
 train-digits: ## train models/digits again (fetches PyTorch, about 3 GB)
 	@sh scripts/pytorch.sh train-digits
+
+readme: build ## run the commands that the README shows
+	@sh scripts/readme.sh
