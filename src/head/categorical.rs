@@ -2,48 +2,51 @@
 
 use super::{Draw, NotFinite, Tuning};
 
-/// Largest logit and ln of the summed weights exp(l - max), in ascending order of value.
-fn normaliser(row: &[f32]) -> Result<(f64, f64), NotFinite> {
+/// Largest logit, once every logit is known to be finite.
+fn largest(row: &[f32]) -> Result<f64, NotFinite> {
     if row.is_empty() || !row.iter().all(|logit| logit.is_finite()) {
         return Err(NotFinite);
     }
-    let max = f64::from(row.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-    let total: f64 = row.iter().map(|&logit| (f64::from(logit) - max).exp()).sum();
-    Ok((max, total.ln()))
+    Ok(f64::from(row.iter().copied().fold(f32::NEG_INFINITY, f32::max)))
 }
 
 pub(super) fn log_prob(row: &[f32], value: u16) -> Result<f64, NotFinite> {
-    let (max, ln_total) = normaliser(row)?;
+    let max = largest(row)?;
+    let total: f64 = row.iter().map(|&logit| (f64::from(logit) - max).exp()).sum();
     let logit = row.get(usize::from(value)).ok_or(NotFinite)?;
-    Ok(f64::from(*logit) - max - ln_total)
+    Ok(f64::from(*logit) - max - total.ln())
 }
 
 pub(super) fn draw(row: &[f32], tuning: &Tuning, u: f64) -> Result<Draw, NotFinite> {
-    let (max, ln_total) = normaliser(row)?;
+    let max = largest(row)?;
+    // Exponentials are what a draw costs, so the model's own weights serve for drawing too unless tuning changes them.
+    let mut weights: Vec<f64> = row.iter().map(|&logit| (f64::from(logit) - max).exp()).collect();
+    let ln_total = weights.iter().sum::<f64>().ln();
     let value = if tuning.temperature() == 0.0 {
         let likeliest =
             |best: (usize, f32), (value, &logit): (usize, &f32)| if logit > best.1 { (value, logit) } else { best };
         row.iter().enumerate().fold((0, f32::NEG_INFINITY), likeliest).0
     } else {
-        let temperature = f64::from(tuning.temperature());
-        let weight = |logit: f32| ((f64::from(logit) - max) / temperature).exp();
-        if tuning.truncates() {
-            let mut weights: Vec<f64> = row.iter().map(|&logit| weight(logit)).collect();
-            truncate(&mut weights, tuning);
-            inverse_cdf(weights.iter().copied(), u)
-        } else {
-            inverse_cdf(row.iter().map(|&logit| weight(logit)), u)
+        if tuning.temperature() != 1.0 {
+            let temperature = f64::from(tuning.temperature());
+            for (weight, &logit) in weights.iter_mut().zip(row) {
+                *weight = ((f64::from(logit) - max) / temperature).exp();
+            }
         }
+        if tuning.truncates() {
+            truncate(&mut weights, tuning);
+        }
+        inverse_cdf(&weights, u)
     };
     let log_prob = row.get(value).map_or(f64::NEG_INFINITY, |&logit| f64::from(logit) - max - ln_total);
     Ok(Draw { value: value as u16, log_prob })
 }
 
 /// The first value whose cumulative weight exceeds u times the total; the last one with weight if rounding leaves none.
-fn inverse_cdf(weights: impl Iterator<Item = f64> + Clone, u: f64) -> usize {
-    let threshold = u * weights.clone().sum::<f64>();
+fn inverse_cdf(weights: &[f64], u: f64) -> usize {
+    let threshold = u * weights.iter().sum::<f64>();
     let (mut cumulative, mut last) = (0.0, 0);
-    for (value, weight) in weights.enumerate() {
+    for (value, &weight) in weights.iter().enumerate() {
         cumulative += weight;
         if weight > 0.0 {
             last = value;
