@@ -18,8 +18,17 @@ use crate::rpc::proto::generation_service_client::GenerationServiceClient;
 use crate::rpc::proto::stream_generate_images_response::Event;
 use crate::rpc::proto::{self, Conditioning, FlushPolicy, GenerationSpec, SamplingParams, StreamGenerateImagesRequest};
 
-/// Images on one line of a contact sheet if classes do not say it.
+/// Images on one line of a contact sheet at most, if classes do not say it.
 const SHEET_COLUMNS: u32 = 8;
+
+/// A line for each class if there are several images of each; as square as it gets otherwise.
+fn sheet_columns(classes: u32, count: u32) -> u32 {
+    if classes > 1 && count > 1 {
+        return count;
+    }
+    let images = classes.saturating_mul(count);
+    (1..SHEET_COLUMNS).find(|columns| columns * columns >= images).unwrap_or(SHEET_COLUMNS)
+}
 
 const AFTER_HELP: &str = "\
 Noise: image i of the k-th class is drawn with noise number FIRST_INDEX + k * COUNT + i under the seed. The same seed,
@@ -64,7 +73,7 @@ pub(super) struct Sample {
     /// Smallest unit that the stream carries; values are the most immediate, rows the least work
     #[arg(long, value_enum, default_value_t = Granularity::Value)]
     granularity: Granularity,
-    /// Contact sheet of all images (PNG, enlarged), a line for each class
+    /// Contact sheet of all images (PNG, enlarged), a line for each class that has several
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// Directory for one PNG for each image, named CLASS-NUMBER.png, that `pixeld score` reads back exactly
@@ -186,7 +195,7 @@ impl Sample {
         let Some(shape) = batches.first().map(|batch| batch.shape) else { return Ok(()) };
         let images: Vec<&Finished> = batches.iter().flat_map(|batch| &batch.images).collect();
         if let Some(path) = &self.out {
-            let columns = if batches.len() > 1 { self.count } else { SHEET_COLUMNS.min(self.count) };
+            let columns = sheet_columns(batches.len() as u32, self.count);
             let rasters: Vec<Vec<u16>> = images.iter().map(|image| image.raster.clone()).collect();
             let sheet = codec::contact_sheet(&rasters, shape, columns);
             output::file(path, &sheet.map_err(|what| Failure::Usage(format!("--out: {what}; use --out-dir")))?)?;
@@ -298,4 +307,18 @@ async fn sample_one(
         }
     }
     Err(broken("it was cut"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sheet_has_a_line_for_each_class_or_is_nearly_square() {
+        assert_eq!(sheet_columns(3, 5), 5);
+        for (images, columns) in [(1, 1), (4, 2), (16, 4), (17, 5), (1000, 8)] {
+            assert_eq!(sheet_columns(images, 1), columns);
+            assert_eq!(sheet_columns(1, images), columns);
+        }
+    }
 }
