@@ -2,7 +2,7 @@
 //!
 //! gRPC promises that a server ends a call whose deadline has passed. The transport does so only until the response
 //! head, so every stage of ours keeps the instant itself: reading the request (`call`), queue and decoding (the engine's
-//! streams), an answer nobody reads (`lease`), waiting for the client's next message (`scoring`).
+//! streams), an answer nobody reads and a client that sends nothing (`lease`).
 
 use std::time::{Duration, Instant};
 

@@ -11,7 +11,7 @@ use super::proto::stream_score_images_request::Part;
 use super::proto::stream_score_images_response::Event;
 use super::proto::{ScoreItem, ScoringCompleted, ScoringSpec, StreamScoreImagesRequest, StreamScoreImagesResponse};
 use super::scoring::Scoring;
-use super::{answer, convert, deadline};
+use super::{answer, convert};
 use crate::engine::catalogue::Catalogue;
 use crate::engine::{Score, Timing};
 use crate::error::{Error, Violations};
@@ -100,8 +100,6 @@ impl ScoreStream {
                     // The client went away, or sent what is no message; nobody will read what we say to it.
                     Err(broken) => return Err(bad("part", broken.message())),
                 },
-                // The engine keeps the deadline of what it has.
-                () = deadline::passed(self.deadline), if idle => return Err(deadline::exceeded()),
                 // A client that pauses must not hold up a shutdown.
                 Ok(_) = server.wait_for(|draining| *draining), if idle => return Err(Error::Draining),
             }

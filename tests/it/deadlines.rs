@@ -47,7 +47,7 @@ async fn a_deadline_that_passes_mid_stream_ends_the_stream_and_frees_its_slot() 
 }
 
 #[tokio::test]
-async fn a_queue_timeout_ends_what_still_waits_for_a_slot() {
+async fn a_queue_timeout_or_a_deadline_ends_what_still_waits_for_a_slot() {
     let (daemon, gate) = Daemon::gated(1, config()).await;
     gate.allow(0);
     let first = daemon.generation().stream_generate_images(stream(1, 1)).await.unwrap().into_inner();
@@ -55,9 +55,14 @@ async fn a_queue_timeout_ends_what_still_waits_for_a_slot() {
     let mut waiting = stream(1, 2);
     let queue_timeout = Some(prost_types::Duration { seconds: 0, nanos: 50_000_000 });
     waiting.spec.as_mut().unwrap().scheduling = Some(SchedulingParams { priority: 0, queue_timeout });
-    let events = daemon.generation().stream_generate_images(waiting).await.unwrap().into_inner();
-    let status = read(events).await.unwrap_err();
-    assert_eq!(refusal(&status), (Code::DeadlineExceeded, "QUEUE_TIMEOUT".into(), vec![]));
+    let waiting = Request::new(waiting);
+    let mut late = Request::new(stream(1, 3));
+    late.set_timeout(SHORT);
+    for request in [waiting, late] {
+        let events = daemon.generation().stream_generate_images(request).await.unwrap().into_inner();
+        let status = read(events).await.unwrap_err();
+        assert_eq!(refusal(&status), (Code::DeadlineExceeded, "QUEUE_TIMEOUT".into(), vec![]));
+    }
     gate.open();
     read(first).await.expect("the one before it is not touched");
 }

@@ -71,8 +71,8 @@ impl Daemon {
     /// One steady model and the gate before its steps, open.
     pub(crate) async fn gated(slots: u32, config: Config) -> (Self, Gate) {
         let gate = Gate::default();
-        let held = gate.clone();
-        let source = Source::new(MODEL, move || Ok(Box::new(Steady::new(MODEL, shape(), slots, &held))));
+        let model = Steady::new(MODEL, shape(), slots, &gate);
+        let source = Source::new(MODEL, move || Ok(Box::new(model)));
         (Self::start(config, vec![source]).await, gate)
     }
 

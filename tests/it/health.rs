@@ -50,7 +50,8 @@ async fn a_watch_sees_loading_then_serving_then_draining_and_then_ends() {
     });
     let listener = Listener::bind(config().server.listen).await.unwrap();
     let channel = connect(listener.local_addr().unwrap());
-    let app = App::start(config(), vec![source]);
+    let quick = Source::new("quick", || Ok(Box::new(Steady::new("quick", shape(), 1, &Gate::default()))));
+    let app = App::start(config(), vec![source, quick]);
     let (stop, stopped) = oneshot::channel::<()>();
     let served = tokio::spawn(app.serve(listener, async { _ = stopped.await }));
 
@@ -58,6 +59,10 @@ async fn a_watch_sees_loading_then_serving_then_draining_and_then_ends() {
     let status = |status: ServingStatus| Some(status as i32);
     let mut watch = client.watch(request("readiness")).await.unwrap().into_inner();
     assert_eq!(watch.message().await.unwrap().map(|now| now.status), status(ServingStatus::NotServing));
+    let mut other = client.watch(request("models/quick")).await.unwrap().into_inner();
+    while other.message().await.unwrap().unwrap().status != ServingStatus::Serving as i32 {}
+    let checked = client.check(request("readiness")).await.unwrap().into_inner();
+    assert_eq!(checked.status, ServingStatus::NotServing as i32, "one of two models is not all of them");
     let live = client.check(request("liveness")).await.unwrap().into_inner();
     assert_eq!(live.status, ServingStatus::Serving as i32, "loading is living");
     finish_loading.send(()).unwrap();

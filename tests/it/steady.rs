@@ -25,10 +25,19 @@ struct Script {
     broken: bool,
 }
 
-/// Holds the model's steps back, or lets them go.
-#[derive(Clone, Debug, Default)]
+/// Holds the model's steps back, or lets them go. Opens when it is dropped: a failed test must not leave an engine behind
+/// that nobody can stop.
+#[derive(Debug, Default)]
 pub(crate) struct Gate {
-    shared: Arc<(Mutex<Script>, Condvar)>,
+    shared: Shared,
+}
+
+type Shared = Arc<(Mutex<Script>, Condvar)>;
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        self.open();
+    }
 }
 
 impl Gate {
@@ -54,40 +63,39 @@ impl Gate {
 
     /// Resolves when a step stands at the closed gate.
     pub(crate) async fn blocked(&self) {
-        let gate = self.clone();
+        let shared = Arc::clone(&self.shared);
         let waiting = tokio::task::spawn_blocking(move || {
-            let (script, changed) = &*gate.shared;
+            let (script, changed) = &*shared;
             let script = script.lock().unwrap();
             let (_script, late) = changed.wait_timeout_while(script, PATIENCE, |script| !script.blocked).unwrap();
             assert!(!late.timed_out(), "no step came to the gate");
         });
         waiting.await.unwrap();
     }
+}
 
-    /// Called by a step.
-    fn pass(&self) -> Result<(), ModelError> {
-        let (script, changed) = &*self.shared;
-        let mut script = script.lock().unwrap();
-        if script.broken {
-            return Err(ModelError::Fatal("broken by the test".into()));
-        }
-        if script.steps == Some(0) {
-            script.blocked = true;
-            changed.notify_all();
-            script = changed.wait_while(script, |script| script.steps == Some(0)).unwrap();
-            script.blocked = false;
-        }
-        if let Some(steps) = &mut script.steps {
-            *steps -= 1;
-        }
-        Ok(())
+/// Called by a step.
+fn pass((script, changed): &(Mutex<Script>, Condvar)) -> Result<(), ModelError> {
+    let mut script = script.lock().unwrap();
+    if script.broken {
+        return Err(ModelError::Fatal("broken by the test".into()));
     }
+    if script.steps == Some(0) {
+        script.blocked = true;
+        changed.notify_all();
+        script = changed.wait_while(script, |script| script.steps == Some(0)).unwrap();
+        script.blocked = false;
+    }
+    if let Some(steps) = &mut script.steps {
+        *steps -= 1;
+    }
+    Ok(())
 }
 
 /// The model: the weight of value v falls with its distance from the value before, shifted by the class.
 pub(crate) struct Steady {
     spec: ModelSpec,
-    gate: Gate,
+    gate: Shared,
     slots: Vec<Condition>,
 }
 
@@ -107,7 +115,7 @@ impl Steady {
             bytes_per_slot: 8,
             held_out_bits_per_dim: None,
         };
-        Self { spec, gate: gate.clone(), slots: vec![Condition::default(); slots as usize] }
+        Self { spec, gate: Arc::clone(&gate.shared), slots: vec![Condition::default(); slots as usize] }
     }
 
     fn logits(condition: Condition, values: &[u16], rank: Rank, row: &mut [f32]) {
@@ -144,7 +152,7 @@ impl PixelModel for Steady {
     }
 
     fn step(&mut self, rows: &[StepRow<'_>], out: &mut ParamRows) -> Result<(), ModelError> {
-        self.gate.pass()?;
+        pass(&self.gate)?;
         let width = out.width();
         for (StepRow { slot, canvas }, row) in rows.iter().zip(out.resize(rows.len()).chunks_exact_mut(width)) {
             Self::logits(self.slots[slot.0 as usize], canvas.values(), canvas.known(), row);
