@@ -143,7 +143,7 @@ def write_random(size: str, directory: Path) -> None:
     torch.manual_seed(0)
     layers, d, wide = RANDOM[size]
     config = ImageTransformerConfig(32, 32, 3, 256, layers, d, 8, d, d, wide, 256)
-    write_package(directory, ImageTransformer(config), config, f"random-{size}", "Random weights for benchmarks")
+    write_package(directory, ImageTransformer(config), config, directory.name, "Random weights for benchmarks")
 
 
 def main() -> None:

@@ -28,8 +28,8 @@ def eager(*arguments: str) -> str:
 def pixeld(packages: Path, size: str) -> dict[int, float]:
     """Median step time of each batch size, in microseconds, as criterion measured it."""
     target = Path(os.environ.get("CARGO_TARGET_DIR", HERE.parent / "target"))
-    environment = os.environ | {"PIXELD_BENCH_PACKAGES": str(packages)}
-    command = ["cargo", "bench", "--quiet", "--locked", "--bench", "step", "--", f"step/it-{size}/", "--noplot"]
+    environment = os.environ | {"PIXELD_BENCH_PACKAGES": str(packages / size)}
+    command = ["cargo", "bench", "--quiet", "--locked", "--bench", "step", "--", "--noplot"]
     subprocess.run(command, check=True, env=environment, cwd=HERE.parent, stdout=subprocess.DEVNULL)
     medians = {}
     for batch in BATCHES:
@@ -40,14 +40,14 @@ def pixeld(packages: Path, size: str) -> dict[int, float]:
 
 def pytorch(packages: Path, size: str) -> dict[int, float]:
     batches = map(str, BATCHES)
-    text = eager("--package", str(packages / f"it-{size}"), "--batch", *batches, "--threads", "1", "--json")
+    text = eager("--package", str(packages / size / f"it-{size}"), "--batch", *batches, "--threads", "1", "--json")
     return {row["batch"]: row["median_us"] for row in json.loads(text)["results"]}
 
 
 def main() -> None:
     packages = Path(sys.argv[1]) / "packages"
     for size in SIZES:
-        eager("--write-random", size, str(packages / f"it-{size}"))
+        eager("--write-random", size, str(packages / size / f"it-{size}"))
     print(f"{'model':<10}{'batch':>6}{'pixeld us':>12}{'eager us':>12}{'eager/pixeld':>14}   rounds: pixeld | eager")
     for size in SIZES:
         rounds = [(pixeld(packages, size), pytorch(packages, size)) for _ in range(ROUNDS)]
