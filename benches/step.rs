@@ -59,6 +59,8 @@ fn main() {
         println!("set PIXELD_BENCH_PACKAGES to a directory of packages, or run `make bench-step`");
         return;
     };
+    // As the daemon runs by default, and as its peer is run.
+    pixeld::torch::limit_threads(1);
     for (name, source) in repository::scan(&root).expect("a directory of packages") {
         bench_package(&mut criterion, &name, &source);
     }
