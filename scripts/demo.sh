@@ -18,7 +18,7 @@ trap stop EXIT
 trap 'exit 130' INT TERM
 
 tries=0
-while ! grep -q '^listening on ' out/demo.address; do
+while ! grep -q '^ready$' out/demo.address; do
     tries=$((tries + 1))
     if ! kill -0 "$daemon" 2>/dev/null || [ "$tries" -gt 600 ]; then
         echo "demo: the daemon did not start; out/demo.log says:" >&2

@@ -105,10 +105,13 @@ impl App {
     }
 
     /// Resolves when no model is being loaded or warmed up any more.
-    pub async fn loaded(&self) {
-        let mut changes = self.catalogue.watch();
-        let loading = |state: &State| matches!(state, State::Loading | State::Warming);
-        while self.catalogue.list().values().any(loading) && changes.changed().await.is_ok() {}
+    pub fn loaded(&self) -> impl Future<Output = ()> + use<> {
+        let catalogue = self.catalogue.clone();
+        async move {
+            let mut changes = catalogue.watch();
+            let loading = |state: &State| matches!(state, State::Loading | State::Warming);
+            while catalogue.list().values().any(loading) && changes.changed().await.is_ok() {}
+        }
     }
 
     /// Serves connections until `shutdown` resolves, a model breaks, or `incoming` has ended and every connection is

@@ -80,9 +80,10 @@ impl Server {
         let mut command = command();
         command.args(["serve", "--listen", "127.0.0.1:0"]).args(flags).arg("--models").arg(models);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let address = line.trim().strip_prefix("listening on ").expect("the ready line");
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let line = lines.next().unwrap();
+        let address = line.strip_prefix("listening on ").expect("the first line");
+        assert_eq!(lines.next().as_deref(), Some("ready"));
         Self { url: format!("http://{address}"), log: Log::follow(child.stderr.take().unwrap()), child }
     }
 

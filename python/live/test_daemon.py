@@ -60,6 +60,7 @@ class Daemon(unittest.TestCase):
         line = cls.daemon.stdout.readline()
         listening = re.fullmatch(r"listening on (\S+)\n", line)
         assert listening, f"the daemon said {line!r}"
+        assert cls.daemon.stdout.readline() == "ready\n", "the models did not load"
         cls.endpoint = ("--endpoint", f"http://{listening[1]}")
 
     @classmethod

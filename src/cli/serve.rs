@@ -10,7 +10,7 @@ use crate::app::App;
 use crate::rpc::Listener;
 
 const AFTER_HELP: &str = "\
-Prints `listening on ADDRESS` to standard output once clients can connect, and logs to standard error. The first SIGTERM
+Prints `listening on ADDRESS` to standard output once clients can connect, `ready` once no model loads any more, and logs to standard error. The first SIGTERM
 or SIGINT lets running requests finish within server.drain_timeout; the second ends at once.
 
 Examples:
@@ -43,6 +43,14 @@ impl Serve {
         let app = App::start(config, sources);
         output::line(&format!("listening on {bound}"))?;
 
+        let loaded = app.loaded();
+        let ready = async {
+            loaded.await;
+            if let Err(failure) = output::line("ready") {
+                tracing::warn!(?failure, "nobody heard that the models are ready");
+            }
+            std::future::pending::<()>().await;
+        };
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let mut serving = Box::pin(app.serve(listener, async {
             _ = stopped.await;
@@ -50,6 +58,7 @@ impl Serve {
         tokio::select! {
             ended = &mut serving => return ended.map_err(|error| Failure::Internal(error.to_string())),
             () = signals.next() => tracing::info!("stopping; a second signal ends at once"),
+            () = ready => {}
         }
         drop(stop);
         tokio::select! {
