@@ -24,7 +24,7 @@ fn bench_package(criterion: &mut Criterion, name: &str, source: &repository::Sou
     let mut group = criterion.benchmark_group(format!("step/{name}"));
     group.sample_size(20);
     for batch in BATCHES {
-        let placement = Placement { slots: batch, score_images: 1 };
+        let placement = Placement::new(batch, 1);
         let mut model =
             repository::load(source, placement, repository::Limits::default()).expect("a package that loads");
         let spec = model.spec().clone();

@@ -12,6 +12,82 @@ pub struct ConditionSpec {
     pub class_required: bool,
 }
 
+/// What computes a model's steps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Backend {
+    /// Kernels of our own, on the CPU.
+    #[default]
+    Native,
+    /// libtorch.
+    Torch,
+}
+
+impl Backend {
+    /// Its name in the configuration and in reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Backend::Native => "native",
+            Backend::Torch => "torch",
+        }
+    }
+}
+
+/// How the matrices of a model, and what it remembers of an image, are held. Arithmetic is in 32 bits either way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// 32 bits: what the package holds.
+    #[default]
+    F32,
+    /// Rounded to bfloat16. Half the memory to read; another law, if slightly.
+    Bf16,
+}
+
+impl Precision {
+    /// Its name in the configuration and in reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+        }
+    }
+
+    /// Bytes of a number.
+    #[must_use]
+    pub fn bytes(self) -> u64 {
+        match self {
+            Precision::F32 => 4,
+            Precision::Bf16 => 2,
+        }
+    }
+}
+
+/// What a step of B images cannot do without: reading the weights once and what each image remembers, and a multiplication
+/// and an addition for each number read, B times for the weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct StepCost {
+    /// Numbers of all matrices.
+    pub weights: u64,
+    /// Numbers remembered that one image reads, in the mean over its ranks.
+    pub remembered: f64,
+    /// Bytes of each.
+    pub bytes_per_number: u64,
+}
+
+/// How a model is run.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Execution {
+    /// What computes its steps.
+    pub backend: Backend,
+    /// How its numbers are held.
+    pub precision: Precision,
+    /// Whether taking a known prefix in leaves the bits that sampling it would.
+    pub absorbs_exactly: bool,
+    /// What a step costs at least; zero where nobody has counted.
+    pub cost: StepCost,
+}
+
 /// Everything about a model that requests are checked against; fixed once it is loaded.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelSpec {
@@ -37,6 +113,8 @@ pub struct ModelSpec {
     pub bytes_per_slot: u64,
     /// Held-out bits/dim the package's author measured.
     pub held_out_bits_per_dim: Option<f64>,
+    /// How it is run.
+    pub execution: Execution,
 }
 
 impl ModelSpec {

@@ -13,20 +13,21 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("head", &["image", "error"]),
     ("spec", &["image", "head"]),
     ("model", &["spec", "head", "image", "error"]),
-    ("model/families", &["model", "spec", "head", "image", "error", "torch"]),
+    ("model/families", &["model", "spec", "head", "image", "error", "torch", "decode"]),
+    ("decode", &["model", "spec", "error"]),
     ("torch", &["model", "error"]),
     ("repository", &["model", "spec", "head", "noise", "image", "error"]),
     ("job", &["model", "spec", "head", "image", "error"]),
     ("sched", &["job", "model", "image"]),
     ("engine", &["sched", "job", "model", "spec", "head", "noise", "image", "error"]),
-    ("config", &["engine", "job", "error"]),
+    ("config", &["engine", "job", "spec", "error"]),
     ("telemetry", &["config"]),
     ("rpc", &["engine", "job", "model", "spec", "head", "noise", "image", "error"]),
 ];
 
 /// Libraries that belong to one room.
 const KEPT_IN: &[(&str, &[&str])] = &[
-    ("tch::", &["src/torch/", "src/model/families/"]),
+    ("tch::", &["src/torch/", "src/decode/", "src/model/families/"]),
     ("tonic::", &["src/rpc/", "src/cli/", "build.rs", "tests/it/"]),
     ("prost::", &["src/rpc/", "src/cli/", "build.rs", "tests/it/"]),
 ];

@@ -29,7 +29,12 @@ const EMBEDDED: &[Embedded] = &[Embedded {
 /// happen before the first of them is.
 pub(super) fn sources(config: &Config) -> Result<Vec<app::Source>, Failure> {
     torch::limit_threads(config.engine.threads);
-    let placement = Placement { slots: config.engine.slots, score_images: SCORE_IMAGES };
+    let placement = Placement {
+        slots: config.engine.slots,
+        score_images: SCORE_IMAGES,
+        backend: config.engine.backend,
+        precision: config.engine.precision,
+    };
     let limits = Limits { weights_bytes: config.models.max_weight_bytes };
     let found = packages(config)?;
     if found.is_empty() {

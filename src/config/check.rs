@@ -17,6 +17,7 @@ use super::{Config, Engine, Log, Models, Server};
 use crate::engine::EngineConfig;
 use crate::error::Violations;
 use crate::job::Limits;
+use crate::spec::{Backend, Precision};
 
 const LONGEST_DRAIN: Duration = Duration::from_secs(24 * 60 * 60);
 /// Below this not even the message of a small image fits.
@@ -41,6 +42,8 @@ pub(super) fn check(settings: BTreeMap<String, Setting>) -> Result<Config, Viola
         },
         engine: Engine {
             slots: reader.number("engine.slots", 1..=4096),
+            backend: reader.read("engine.backend", parse_backend).unwrap_or_default(),
+            precision: reader.read("engine.precision", parse_precision).unwrap_or_default(),
             threads: reader.number("engine.threads", 1..=1024),
             engine: EngineConfig {
                 queue_images: reader.number("engine.queue_images", 1..=1_000_000),
@@ -141,6 +144,16 @@ fn parse_drain_timeout(text: &str) -> Result<Duration, String> {
 fn parse_share(text: &str) -> Result<f64, String> {
     let share = text.parse().ok().filter(|share: &f64| *share > 0.0 && *share < 1.0);
     share.ok_or_else(|| "a number above 0 and below 1".to_owned())
+}
+
+fn parse_backend(text: &str) -> Result<Backend, String> {
+    let found = [Backend::Native, Backend::Torch].into_iter().find(|backend| backend.name() == text);
+    found.ok_or_else(|| "\"native\" or \"torch\"".to_owned())
+}
+
+fn parse_precision(text: &str) -> Result<Precision, String> {
+    let found = [Precision::F32, Precision::Bf16].into_iter().find(|precision| precision.name() == text);
+    found.ok_or_else(|| "\"f32\" or \"bf16\"".to_owned())
 }
 
 fn parse_filter(text: &str) -> Result<String, String> {

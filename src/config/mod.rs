@@ -14,6 +14,7 @@ pub use layers::{Flag, Layers, load};
 
 use crate::engine::EngineConfig;
 use crate::job::Limits;
+use crate::spec::{Backend, Precision};
 
 /// The effective configuration.
 #[derive(Clone, Debug, PartialEq)]
@@ -59,6 +60,10 @@ pub struct Models {
 pub struct Engine {
     /// Images of one model that can be in the making at once.
     pub slots: u32,
+    /// What computes the steps.
+    pub backend: Backend,
+    /// How matrices and remembered numbers are held.
+    pub precision: Precision,
     /// Threads libtorch uses inside one operation.
     pub threads: u32,
     /// The rest.

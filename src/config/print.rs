@@ -33,6 +33,8 @@ impl fmt::Display for Config {
                 "engine",
                 &[
                     ("slots", self.engine.slots.into()),
+                    ("backend", self.engine.backend.name().into()),
+                    ("precision", self.engine.precision.name().into()),
                     ("threads", self.engine.threads.into()),
                     ("queue_images", self.engine.engine.queue_images.into()),
                     ("score_share", self.engine.engine.score_share.into()),

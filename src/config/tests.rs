@@ -41,7 +41,7 @@ fn the_defaults_are_those_of_the_example_file() {
             drain_timeout: Duration::from_secs(30),
         },
         models: Models { root: None, embedded: true, max_weight_bytes: 8 << 30 },
-        engine: Engine { slots: 16, threads: 1, engine: EngineConfig { queue_images: 1024, score_share: 0.25 } },
+        engine: Engine { slots: 16, backend: Backend::Native, precision: Precision::F32, threads: 1, engine: EngineConfig { queue_images: 1024, score_share: 0.25 } },
         limits: Limits { images_per_request: 256, items_per_request: 256 },
         log: Log { filter: "info".to_owned(), json: false },
     };
@@ -70,7 +70,7 @@ fn each_layer_wins_over_the_one_below() {
 fn every_fault_is_reported_at_once_with_its_origin() {
     let file = file(
         "[server]\nlisten = \"localhost\"\ndrain_timeout = \"-3s\"\nmax_request = \"much\"\n\
-         [engine]\nslots = 0\nscore_share = 1.0\nthreads = 2.5\n[log]\njson = \"perhaps\"\n",
+         [engine]\nslots = 0\nbackend = \"cuda\"\nprecision = \"f16\"\nscore_share = 1.0\nthreads = 2.5\n[log]\njson = \"perhaps\"\n",
     );
     let layers = Layers {
         file: Some(file.path().to_owned()),
@@ -85,6 +85,8 @@ fn every_fault_is_reported_at_once_with_its_origin() {
         "server.drain_timeout",
         "models.max_weight_bytes",
         "engine.slots",
+        "engine.backend",
+        "engine.precision",
         "engine.threads",
         "engine.queue_images",
         "engine.score_share",

@@ -104,7 +104,7 @@ impl Core {
         match command {
             Command::Sample { id, job, promise } => {
                 let (images, prefix, class) = (job.images, job.prefix.known(), job.class);
-                let replay = job.reproducibility == Reproducibility::BatchInvariant;
+                let replay = self.replays(&job);
                 self.jobs.insert(id, Job::Sample { job: Arc::new(job), promise, left: images });
                 self.scheduler.submit(id, images, Work::Sample { prefix, replay }, class);
             }
@@ -117,6 +117,11 @@ impl Core {
         }
         self.gauges.resumed((self.clock)());
         self.publish();
+    }
+
+    /// Whether a known prefix goes through the step, since only that leaves the bits that sampling it would.
+    pub(super) fn replays(&self, job: &SampleJob) -> bool {
+        job.reproducibility == Reproducibility::BatchInvariant && !self.spec.execution.absorbs_exactly
     }
 
     /// Ends a job that nobody waits for any more. One that has ended already, or was never heard of, is no error.

@@ -7,7 +7,6 @@ use super::core::{Core, Job, SCORE_IMAGES, SLICE_ROWS};
 use super::live::Live;
 use crate::error::Error;
 use crate::image::Canvas;
-use crate::job::Reproducibility;
 use crate::model::{Condition, ModelError, ScoreRow, Slot, StepRow};
 use crate::sched::{Absorb, Admission, Advance, ImageKey, Outcome, Plan, ScoreSlice};
 
@@ -86,7 +85,7 @@ impl Core {
         // Its job may have failed with another image, earlier in this very plan.
         let Some(Job::Sample { job, promise, .. }) = self.jobs.get(&image.job) else { return Ok(()) };
         let (job, buffer) = (Arc::clone(job), promise.buffer());
-        let replay = job.reproducibility == Reproducibility::BatchInvariant;
+        let replay = self.replays(&job);
         buffer.milestones.admitted.get_or_init(|| now);
         if job.prefix.known() == 0 {
             buffer.milestones.prefilled.get_or_init(|| now);

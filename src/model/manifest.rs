@@ -9,7 +9,7 @@ use super::weights::WeightsFormat;
 use crate::error::Violations;
 use crate::head::Head;
 use crate::image::{Order, Shape};
-use crate::spec::{ConditionSpec, ModelSpec};
+use crate::spec::{ConditionSpec, Execution, ModelSpec};
 
 /// Version of the manifest's format that is read here.
 pub const FORMAT: u32 = 1;
@@ -153,6 +153,7 @@ impl Manifest {
             slots: placement.slots,
             bytes_per_slot,
             held_out_bits_per_dim: self.results.held_out_bits_per_dim,
+            execution: Execution::default(),
         }
     }
 }

@@ -63,7 +63,7 @@ fn everything_a_manifest_may_say_is_read() {
     assert_eq!(manifest.golden.scores, [GoldenScore { values: vec![3, 0], class: Some(9), nats: 2.5 }]);
     let sample = GoldenSample { seed: 7, image: 1, class: Some(0), crc32c: u32::MAX };
     assert_eq!(manifest.golden.samples, [sample]);
-    let spec = manifest.spec("toy", Placement { slots: 3, score_images: 1 }, 9);
+    let spec = manifest.spec("toy", Placement::new(3, 1), 9);
     assert_eq!((spec.slots, spec.bytes_per_slot, spec.name.as_str()), (3, 9, "digits-8.v1_a"));
 }
 

@@ -5,14 +5,27 @@ use super::families::{image_transformer, toy};
 use super::manifest::Manifest;
 use super::weights::{TensorSpec, WeightsFile};
 use crate::error::Violations;
+use crate::spec::{Backend, Precision};
 
 /// Where and how large a model is built.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Placement {
     /// Images that can be in the making at once, at least 1.
     pub slots: u32,
     /// Images a scoring pass may hold, at least 1.
     pub score_images: u32,
+    /// What computes its steps.
+    pub backend: Backend,
+    /// How its numbers are held.
+    pub precision: Precision,
+}
+
+impl Placement {
+    /// A placement of the default backend and precision.
+    #[must_use]
+    pub fn new(slots: u32, score_images: u32) -> Self {
+        Self { slots, score_images, backend: Backend::default(), precision: Precision::default() }
+    }
 }
 
 /// Builds a model. The errors are those of the manifest's `architecture` table and of the weights.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use super::{Condition, ModelError, ParamRows, PixelModel, ScoreRow, Slot, StepRow};
 use crate::head::Head;
 use crate::image::{Canvas, Order, Rank, Shape};
-use crate::spec::{ConditionSpec, ModelSpec};
+use crate::spec::{ConditionSpec, Execution, ModelSpec};
 
 /// Calls that can be scripted; each kind is counted from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -174,6 +174,7 @@ impl Scripted {
             slots,
             bytes_per_slot: 0,
             held_out_bits_per_dim: None,
+            execution: Execution::default(),
         };
         (Self { spec, classes: vec![0; slots as usize], script: Arc::clone(&script) }, script)
     }

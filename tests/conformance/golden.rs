@@ -44,7 +44,7 @@ fn cases() -> Vec<(PathBuf, Golden)> {
 
 fn load(folder: &Path) -> Box<dyn PixelModel> {
     pixeld::torch::limit_threads(1);
-    let placement = Placement { slots: 2, score_images: 8 };
+    let placement = Placement::new(2, 8);
     repository::load(&Source::Directory(folder.to_owned()), placement, Limits::default())
         .unwrap_or_else(|violations| panic!("{}: {violations}", folder.display()))
 }
@@ -57,7 +57,7 @@ fn every_package_that_ships_loads_and_gives_its_known_answers() {
     for (name, source) in packages {
         let golden = repository::manifest(&source).unwrap().golden;
         assert!(!golden.scores.is_empty() && !golden.samples.is_empty(), "{name} has no known answers");
-        let placement = Placement { slots: 5, score_images: 1 };
+        let placement = Placement::new(5, 1);
         let model = repository::load(&source, placement, Limits::default());
         assert!(model.is_ok(), "{name}: {}", model.err().unwrap());
     }

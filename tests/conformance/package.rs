@@ -25,7 +25,7 @@ pub(crate) struct Package {
 impl Package {
     pub(crate) fn load(&self, slots: u32, score_images: u32) -> Box<dyn PixelModel> {
         torch::limit_threads(1);
-        repository::load(&self.source, Placement { slots, score_images }, Limits::default())
+        repository::load(&self.source, Placement::new(slots, score_images), Limits::default())
             .unwrap_or_else(|violations| panic!("{}: {violations}", self.label))
     }
 }

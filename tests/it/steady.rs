@@ -7,7 +7,7 @@ use std::time::Duration;
 use pixeld::head::Head;
 use pixeld::image::{Canvas, Order, Rank, Shape};
 use pixeld::model::{Condition, ModelError, ParamRows, PixelModel, ScoreRow, Slot, StepRow};
-use pixeld::spec::{ConditionSpec, ModelSpec};
+use pixeld::spec::{ConditionSpec, Execution, ModelSpec};
 
 /// How far a logit falls for each level away from the centre.
 const SHARPNESS: f32 = 0.25;
@@ -114,6 +114,7 @@ impl Steady {
             slots,
             bytes_per_slot: 8,
             held_out_bits_per_dim: None,
+            execution: Execution::default(),
         };
         Self { spec, gate: Arc::clone(&gate.shared), slots: vec![Condition::default(); slots as usize] }
     }

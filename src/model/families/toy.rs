@@ -130,7 +130,7 @@ mod tests {
              order = \"raster\"\n[head]\nkind = \"categorical\"\n[condition]\nclasses = 2\n\
              [architecture]\nsharpness = {sharpness}\n"
         );
-        Toy::new(&Manifest::parse(text.as_bytes()).unwrap(), Placement { slots: 2, score_images: 4 }).unwrap()
+        Toy::new(&Manifest::parse(text.as_bytes()).unwrap(), Placement::new(2, 4)).unwrap()
     }
 
     /// The log-likelihood by the formula at the head of this file, without any logits.

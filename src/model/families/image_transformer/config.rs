@@ -1,5 +1,7 @@
 //! Sizes and choices of one Image Transformer, and the tensors they ask for.
 
+use std::ops::Range;
+
 use crate::error::Violations;
 use crate::image::{MAX_VALUES, Order, Rank, Shape};
 use crate::model::TensorSpec;
@@ -139,25 +141,23 @@ impl Config {
         rank % self.query_block.saturating_mul(2)
     }
 
-    /// Extends `mask` by one entry for each place of the ring: 0 for a key that `rank` sees, minus infinity for the rest.
-    /// It sees its own block up to itself, and the whole block before (section 3.3).
-    pub(super) fn extend_mask(&self, rank: Rank, mask: &mut Vec<f32>) {
+    /// The ring places that `rank` sees: its own block up to itself, and the whole block before (section 3.3).
+    pub(super) fn seen(&self, rank: Rank) -> [Range<u32>; 2] {
         let (block, offset) = (rank / self.query_block, rank % self.query_block);
-        let earlier = if block == 0 { f32::NEG_INFINITY } else { 0.0 };
-        mask.extend((0..self.places()).map(|place| {
-            let own = place / self.query_block == block % 2;
-            match own {
-                true if place % self.query_block <= offset => 0.0,
-                true => f32::NEG_INFINITY,
-                false => earlier,
-            }
-        }));
+        let own = self.place(rank) - offset..self.place(rank) + 1;
+        match (block, block % 2) {
+            (0, _) => [own, 0..0],
+            (_, 0) => [own, self.query_block..self.query_block.saturating_mul(2)],
+            // The block before lies in front of the own one: one range.
+            (_, _) => [0..own.end, 0..0],
+        }
     }
 
-    /// Bytes of one image's rings.
-    pub(super) fn state_bytes(&self) -> u64 {
-        let floats = u64::from(self.places()) * u64::from(self.key_width + self.value_width);
-        floats * u64::from(self.layers) * size_of::<f32>() as u64
+    /// Places that a rank sees in the mean over an image.
+    pub(super) fn mean_seen(&self) -> f64 {
+        let ranks = 0..self.shape.values();
+        let seen: u64 = ranks.flat_map(|rank| self.seen(rank)).map(|range| u64::from(range.end - range.start)).sum();
+        seen as f64 / f64::from(self.shape.values())
     }
 
     /// Every tensor of the weights file.

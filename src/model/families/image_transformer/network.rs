@@ -1,77 +1,123 @@
-//! The whole network: embedded inputs, layers, head; and the rings its layers remember in.
+//! The network as a program of decode operations, and the input table it starts from.
 
 use tch::{Device, Kind, TchError, Tensor};
 
 use super::config::{Config, Norm, Positions};
-use super::layer::{Layer, LayerNorm, Ring, Window};
+use crate::decode::{Activation, Attention, Builder, Linear, Normalisation, Program, Register};
 use crate::image::Rank;
+use crate::spec::Precision;
 use crate::torch::weights::Weights;
 
 const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
 /// Ratio of the longest time scale of the sinusoids to the shortest (section 3.1).
 const TIME_SCALES: f64 = 1e4;
+/// Added to the variance in layer normalisation.
+const EPSILON: f64 = 1e-6;
 
-/// Weights, folded once: the input tables carry their factor sqrt(d).
-pub(super) struct Network {
-    config: Config,
-    /// Rows that inputs are sums of: one of zeros; channel x level; image row; column; class. [rows, d]
-    inputs: Tensor,
-    layers: Vec<Layer>,
-    /// After the last layer, with pre-norm.
-    norm: Option<LayerNorm>,
-    head: (Tensor, Tensor),
-}
-
-impl Network {
-    pub(super) fn take(weights: &mut Weights, config: Config) -> Result<Self, TchError> {
-        let inputs = input_rows(weights, &config)?;
-        let layers = (0..config.layers).map(|layer| Layer::take(weights, layer, &config)).collect::<Result<_, _>>()?;
-        let norm = match config.norm {
-            Norm::Post => None,
-            Norm::Pre => Some(LayerNorm::take(weights, "norm", config.model_width)?),
+/// The step of one rank: embedded inputs, layers (section 3.2, eq. 1-2), head.
+///
+/// # Errors
+/// A tensor is missing or its shape does not fit.
+pub(super) fn program(weights: &mut Weights, config: &Config, precision: Precision) -> Result<Program, TchError> {
+    let mut program = Builder::new(config.places(), precision);
+    let mut x = program.embed(input_rows(weights, config)?)?;
+    for index in 0..config.layers {
+        let name = |part: &str| format!("layers.{index}.{part}");
+        x = match config.norm {
+            Norm::Post => {
+                let attended = attend(&mut program, weights, config, &name("attention"), x, x)?;
+                let attended = normalise(&mut program, weights, &name("attention_norm"), attended)?;
+                let fed = feed_forward(&mut program, weights, &name("feed_forward"), attended, attended)?;
+                normalise(&mut program, weights, &name("feed_forward_norm"), fed)?
+            }
+            Norm::Pre => {
+                let normal = normalise(&mut program, weights, &name("attention_norm"), x)?;
+                let attended = attend(&mut program, weights, config, &name("attention"), normal, x)?;
+                let normal = normalise(&mut program, weights, &name("feed_forward_norm"), attended)?;
+                feed_forward(&mut program, weights, &name("feed_forward"), normal, attended)?
+            }
         };
-        let head = (weights.take("head.weight")?, weights.take("head.bias")?);
-        Ok(Self { config, inputs, layers, norm, head })
     }
-
-    pub(super) fn config(&self) -> &Config {
-        &self.config
+    if config.norm == Norm::Pre {
+        x = normalise(&mut program, weights, "norm", x)?;
     }
-
-    /// The rows of the input table whose sum is the input at `rank`: the value before, the place of the value that is
-    /// predicted, the class (section 3.1). `values` are those before `rank`, at least.
-    pub(super) fn input(&self, values: &[u16], rank: Rank, class: Option<u32>) -> [i64; 4] {
-        let Config { shape, order, .. } = self.config;
-        let rows = 1 + self.config.value_rows();
-        let columns = rows + shape.height();
-        let classes = columns + self.config.columns();
-        let before = rank.checked_sub(1).and_then(|rank| Some((rank, *values.get(rank as usize)?)));
-        let value = before
-            .map_or(0, |(rank, value)| 1 + order.position(shape, rank).channel * shape.levels() + u32::from(value));
-        let place = order.position(shape, rank);
-        let column = columns + place.column * shape.channels() + place.channel;
-        [value, rows + place.row, column, class.map_or(0, |class| classes + class)].map(i64::from)
-    }
-
-    /// Logits [B * T, levels] of a window whose inputs are sums of the rows `inputs` [B * T, 4] of the input table.
-    pub(super) fn forward(&self, inputs: &[i64], rings: &mut Rings, window: &Window) -> Result<Tensor, TchError> {
-        let rows = window.images * window.ranks;
-        let mut x = self
-            .inputs
-            .f_index_select(0, &Tensor::f_from_slice(inputs)?)?
-            .f_view([rows, 4, i64::from(self.config.model_width)])?
-            .f_sum_dim_intlist([1i64].as_slice(), false, None)?;
-        for (layer, ring) in self.layers.iter().zip(&mut rings.layers) {
-            x = layer.forward(&x, ring, window)?;
-        }
-        if let Some(norm) = &self.norm {
-            x = norm.apply(&x)?;
-        }
-        x.f_linear(&self.head.0, Some(&self.head.1))
-    }
+    linear(&mut program, weights, "head", x, None, None)?;
+    Ok(program.finish())
 }
 
-/// The table that inputs are summed from.
+/// residual + attention(from). The queries carry the scale of section 3.2, taken over the features of one head.
+fn attend(
+    program: &mut Builder,
+    weights: &mut Weights,
+    config: &Config,
+    name: &str,
+    from: Register,
+    residual: Register,
+) -> Result<Register, TchError> {
+    let attention = Attention { heads: config.heads, head_key: config.head_key(), head_value: config.head_value() };
+    let scale = 1.0 / f64::from(attention.head_key).sqrt();
+    let query = weights.take(&format!("{name}.query.weight"))?.f_mul_scalar(scale)?;
+    let [key, value] = [weights.take(&format!("{name}.key.weight"))?, weights.take(&format!("{name}.value.weight"))?];
+    let project = Linear { weight: Tensor::f_cat(&[query, key, value], 0)?, bias: None, activation: None, residual: None };
+    let projected = program.linear(from, project)?;
+    let attended = program.attend(projected, attention)?;
+    let weight = weights.take(&format!("{name}.output.weight"))?;
+    program.linear(attended, Linear { weight, bias: None, activation: None, residual: Some(residual) })
+}
+
+/// residual + W_contract ReLU(W_expand from).
+fn feed_forward(
+    program: &mut Builder,
+    weights: &mut Weights,
+    name: &str,
+    from: Register,
+    residual: Register,
+) -> Result<Register, TchError> {
+    let hidden = linear(program, weights, &format!("{name}.expand"), from, Some(Activation::Relu), None)?;
+    linear(program, weights, &format!("{name}.contract"), hidden, None, Some(residual))
+}
+
+/// The affine map `name` with what follows it.
+fn linear(
+    program: &mut Builder,
+    weights: &mut Weights,
+    name: &str,
+    from: Register,
+    activation: Option<Activation>,
+    residual: Option<Register>,
+) -> Result<Register, TchError> {
+    let weight = weights.take(&format!("{name}.weight"))?;
+    let bias = Some(weights.take(&format!("{name}.bias"))?);
+    program.linear(from, Linear { weight, bias, activation, residual })
+}
+
+fn normalise(
+    program: &mut Builder,
+    weights: &mut Weights,
+    name: &str,
+    from: Register,
+) -> Result<Register, TchError> {
+    let [scale, shift] = [weights.take(&format!("{name}.weight"))?, weights.take(&format!("{name}.bias"))?];
+    program.normalise(from, Normalisation { scale, shift, epsilon: EPSILON })
+}
+
+/// The rows of the input table whose sum is the input at `rank`: the value before, the place of the value that is
+/// predicted, the class (section 3.1). `values` are those before `rank`, at least.
+pub(super) fn input(config: &Config, values: &[u16], rank: Rank, class: Option<u32>) -> [u32; 4] {
+    let Config { shape, order, .. } = *config;
+    let rows = 1 + config.value_rows();
+    let columns = rows + shape.height();
+    let classes = columns + config.columns();
+    let before = rank.checked_sub(1).and_then(|rank| Some((rank, *values.get(rank as usize)?)));
+    let value =
+        before.map_or(0, |(rank, value)| 1 + order.position(shape, rank).channel * shape.levels() + u32::from(value));
+    let place = order.position(shape, rank);
+    let column = columns + place.column * shape.channels() + place.channel;
+    [value, rows + place.row, column, class.map_or(0, |class| classes + class)]
+}
+
+/// The table that inputs are summed from: one row of zeros; channel x level; image row; column; class. The factor sqrt(d) is
+/// folded in. [rows, d]
 fn input_rows(weights: &mut Weights, config: &Config) -> Result<Tensor, TchError> {
     let scale = f64::from(config.model_width).sqrt();
     let mut parts = vec![Tensor::f_zeros([1, i64::from(config.model_width)], FLOAT)?];
@@ -117,51 +163,4 @@ fn sinusoids(length: u32, width: u32, half: Half) -> Result<Tensor, TchError> {
         }
     }
     Tensor::f_from_slice(&table)?.f_view([i64::from(length), i64::from(width)])
-}
-
-/// Keys and values of the current and the previous block of some images, for every layer (section 3.3): all that a
-/// strictly causal network has to remember.
-pub(super) struct Rings {
-    layers: Vec<Ring>,
-}
-
-impl Rings {
-    pub(super) fn new(config: &Config, images: i64) -> Result<Self, TchError> {
-        let [heads, places] = [config.heads, config.places()].map(i64::from);
-        let zeros = |width: u32| Tensor::f_zeros([images, heads, places, i64::from(width)], FLOAT);
-        let ring = |_| Ok(Ring { keys: zeros(config.head_key())?, values: zeros(config.head_value())? });
-        Ok(Self { layers: (0..config.layers).map(ring).collect::<Result<_, TchError>>()? })
-    }
-
-    /// Forgets `images` images from `first` on. The mask alone would not do: 0 x NaN is NaN.
-    pub(super) fn clear(&mut self, first: i64, images: i64) -> Result<(), TchError> {
-        for ring in self.tensors() {
-            let _ = ring.f_narrow(0, first, images)?.f_zero_()?;
-        }
-        Ok(())
-    }
-
-    /// Fills every image with the same made-up keys and values.
-    pub(super) fn fill(&mut self) -> Result<(), TchError> {
-        for ring in self.tensors() {
-            let one = ring.f_narrow(0, 0, 1)?;
-            let length = i64::try_from(one.numel()).unwrap_or(i64::MAX);
-            let pattern = Tensor::f_arange(length, FLOAT)?.f_mul_scalar(0.7)?.f_cos()?.f_view(one.size().as_slice())?;
-            ring.f_copy_(&pattern.f_expand_as(ring)?)?;
-        }
-        Ok(())
-    }
-
-    /// Makes every key and value NaN.
-    #[cfg(test)]
-    pub(super) fn poison(&mut self) -> Result<(), TchError> {
-        for ring in self.tensors() {
-            let _ = ring.f_fill_(f64::NAN)?;
-        }
-        Ok(())
-    }
-
-    fn tensors(&mut self) -> impl Iterator<Item = &mut Tensor> {
-        self.layers.iter_mut().flat_map(|ring| [&mut ring.keys, &mut ring.values])
-    }
 }

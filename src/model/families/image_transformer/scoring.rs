@@ -1,15 +1,16 @@
-//! The parallel causal pass: many ranks at once of one block, over rings that hold what came before.
+//! The parallel causal pass: many ranks at once of one block, over state that holds what came before.
 
 use std::ops::Range;
 
-use tch::{TchError, Tensor};
-
-use super::MAX_FLOATS;
 use super::config::Config;
-use super::layer::{Window, Write};
-use super::network::{Network, Rings};
+use super::network;
+use crate::decode::torch::Torch;
+use crate::decode::{Decoder, Program, Rows};
 use crate::image::Rank;
-use crate::model::{ModelError, ParamRows, ScoreRow};
+use crate::model::{ModelError, ParamRows, ScoreRow, Slot};
+
+/// Floats that one intermediate tensor of a parallel pass may hold.
+pub(super) const MAX_FLOATS: u32 = 1 << 24;
 
 /// Where a piece that starts at `from` ends, for `images` images and about `rows_wanted` rows: at the block's border, or
 /// before it where the logits or the attention scores would grow too large.
@@ -20,77 +21,69 @@ pub(super) fn piece_end(config: &Config, images: u32, from: Rank, rows_wanted: u
     border.min(from.saturating_add(most.max(1)))
 }
 
-/// Logits [images * ranks, levels] of one piece, for `images` (values, class) whose rings begin at `first`.
-pub(super) fn forward(
-    network: &Network,
-    rings: &mut Rings,
-    first: i64,
-    images: &[(&[u16], Option<u32>)],
+/// Adds a row for each of `ranks` of the image in `slot`. `values` are those before the last of them, at least.
+pub(super) fn push(
+    rows: &mut Rows,
+    config: &Config,
+    slot: Slot,
+    values: &[u16],
+    class: Option<u32>,
     ranks: Range<Rank>,
-) -> Result<Tensor, TchError> {
-    let config = network.config();
-    let inputs: Vec<[i64; 4]> = images
-        .iter()
-        .flat_map(|&(values, class)| ranks.clone().map(move |rank| network.input(values, rank, class)))
-        .collect();
-    let mut mask = Vec::with_capacity(ranks.len() * config.places() as usize);
-    ranks.clone().for_each(|rank| config.extend_mask(rank, &mut mask));
-    let count = i64::from(ranks.end - ranks.start);
-    let window = Window {
-        first,
-        images: images.len() as i64,
-        ranks: count,
-        write: Write::Span(i64::from(config.place(ranks.start))),
-        mask: Tensor::f_from_slice(&mask)?.f_view([1, count, i64::from(config.places())])?,
-    };
-    network.forward(inputs.as_flattened(), rings, &window)
+) {
+    for rank in ranks {
+        rows.push(slot, &network::input(config, values, rank, class), config.place(rank), config.seen(rank));
+    }
 }
 
 /// The state of a scoring pass between its slices.
+#[derive(Debug)]
 pub(super) struct Scoring {
-    pub(super) rings: Rings,
+    pub(super) decoder: Torch,
+    rows: Rows,
     capacity: u32,
     images: usize,
     reached: Rank,
 }
 
 impl Scoring {
-    pub(super) fn new(config: &Config, capacity: u32) -> Result<Self, TchError> {
+    pub(super) fn new(program: &Program, capacity: u32) -> Result<Self, ModelError> {
         let capacity = capacity.max(1);
-        Ok(Self { rings: Rings::new(config, i64::from(capacity))?, capacity, images: 0, reached: 0 })
+        let decoder = Torch::new(program, capacity)?;
+        Ok(Self { decoder, rows: Rows::default(), capacity, images: 0, reached: 0 })
     }
 
     /// See [`crate::model::PixelModel::score`].
     pub(super) fn slice(
         &mut self,
-        network: &Network,
+        config: &Config,
         rows: &[ScoreRow<'_>],
         from: Rank,
         rows_wanted: u32,
         out: &mut ParamRows,
     ) -> Result<Rank, ModelError> {
-        self.check(network, rows, from)?;
+        self.check(config, rows, from)?;
         if from == 0 {
-            self.rings.clear(0, rows.len() as i64)?;
+            (0..rows.len() as u32).try_for_each(|slot| self.decoder.clear(Slot(slot)))?;
             self.images = rows.len();
         }
         // Whatever fails from here on, the pass cannot go on.
         self.reached = Rank::MAX;
-        let upto = piece_end(network.config(), rows.len() as u32, from, rows_wanted);
-        let images: Vec<_> = rows.iter().map(|row| (row.canvas.values(), row.condition.class)).collect();
-        let logits = forward(network, &mut self.rings, 0, &images, from..upto)?;
-        let to = out.resize(rows.len() * (upto - from) as usize);
-        logits.f_copy_data(to, to.len())?;
+        let upto = piece_end(config, rows.len() as u32, from, rows_wanted);
+        self.rows.clear();
+        for (slot, row) in (0..).zip(rows) {
+            push(&mut self.rows, config, Slot(slot), row.canvas.values(), row.condition.class, from..upto);
+        }
+        self.decoder.run(&self.rows, out.resize(self.rows.len()))?;
         self.reached = upto;
         Ok(upto)
     }
 
-    fn check(&self, network: &Network, rows: &[ScoreRow<'_>], from: Rank) -> Result<(), ModelError> {
+    fn check(&self, config: &Config, rows: &[ScoreRow<'_>], from: Rank) -> Result<(), ModelError> {
         let fault = if rows.is_empty() || rows.len() > self.capacity as usize {
             format!("a scoring pass takes 1 to {} images, got {}", self.capacity, rows.len())
         } else if from != 0 && (from != self.reached || rows.len() != self.images) {
             format!("no scoring pass of {} images stands at rank {from}", rows.len())
-        } else if from >= network.config().shape.values() || !rows.iter().all(|row| row.canvas.is_complete()) {
+        } else if from >= config.shape.values() || !rows.iter().all(|row| row.canvas.is_complete()) {
             "only complete images can be scored, and only once".to_owned()
         } else {
             return Ok(());

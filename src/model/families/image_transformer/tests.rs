@@ -1,6 +1,9 @@
 //! Tests of what only this family has: its masks, its pieces, its rings, its configuration.
 
+use tch::Tensor;
+
 use super::config::{Norm, Positions};
+use super::scoring::MAX_FLOATS;
 use super::*;
 use crate::image::{Order, Shape};
 use crate::model::manifest::Manifest;
@@ -46,7 +49,7 @@ fn model(slots: u32) -> ImageTransformer {
         bytes: bytes.len() as u64,
         stream: &mut std::io::Cursor::new(bytes),
     };
-    ImageTransformer::new(&manifest, Some(file), Placement { slots, score_images: 1 }).unwrap()
+    ImageTransformer::new(&manifest, Some(file), Placement::new(slots, 1)).unwrap()
 }
 
 fn tensor(spec: &TensorSpec, index: u32) -> Tensor {
@@ -59,22 +62,24 @@ fn tensor(spec: &TensorSpec, index: u32) -> Tensor {
 /// Section 3.3: rank i sees exactly the ranks max(0, (floor(i / l_q) - 1) l_q) ..= i. The ring holds at each place the
 /// last rank that was written there.
 #[test]
-fn the_mask_shows_exactly_the_block_before_and_the_own_block_up_to_the_rank() {
+fn a_rank_sees_exactly_the_block_before_and_its_own_block_up_to_itself() {
     let shape = Shape::new(1, 23, 1, 2).unwrap();
     for query_block in [1, 2, 5, 11, 12, 22, 23, 24, 1 << 20] {
         let config = config(shape, query_block);
         let mut ring: Vec<Option<Rank>> = vec![None; config.places() as usize];
+        let mut total = 0;
         for rank in 0..23 {
             ring[config.place(rank) as usize] = Some(rank);
-            let mut mask = Vec::new();
-            config.extend_mask(rank, &mut mask);
-            assert_eq!(mask.len(), ring.len());
-            let mut seen: Vec<Rank> =
-                ring.iter().zip(&mask).filter(|(_, mask)| **mask == 0.0).map(|(held, _)| held.unwrap()).collect();
+            let ranges = config.seen(rank);
+            assert!(ranges[1].is_empty() || ranges[0].end <= ranges[1].start, "ascending and disjoint");
+            let places = ranges.into_iter().flatten();
+            let mut seen: Vec<Rank> = places.map(|place| ring[place as usize].unwrap()).collect();
             seen.sort_unstable();
             let first = (rank / query_block).saturating_sub(1) * query_block;
             assert_eq!(seen, (first..=rank).collect::<Vec<_>>(), "l_q {query_block}");
+            total += seen.len();
         }
+        assert!((config.mean_seen() - total as f64 / 23.0).abs() < 1e-9);
     }
 }
 
@@ -93,47 +98,6 @@ fn pieces_stay_within_a_block_and_within_memory() {
             from = upto;
         }
     }
-}
-
-#[test]
-fn opening_a_slot_forgets_even_what_is_not_a_number() {
-    let mut model = model(2);
-    let mut out = ParamRows::new(3);
-    let canvas = Canvas::empty(model.spec.shape);
-    let row = [StepRow { slot: Slot(1), canvas: &canvas }];
-    model.open(Slot(1), &Condition::default()).unwrap();
-    model.step(&row, &mut out).unwrap();
-    let clean = out.row(0).to_vec();
-    model.rings.poison().unwrap();
-    model.step(&row, &mut out).unwrap();
-    assert!(out.row(0).iter().all(|logit| logit.is_nan()), "poison must show");
-    model.open(Slot(1), &Condition::default()).unwrap();
-    model.step(&row, &mut out).unwrap();
-    assert_eq!(out.row(0), clean);
-}
-
-#[test]
-fn a_scoring_pass_forgets_what_the_last_one_left() {
-    let mut model = model(1);
-    let (clean, mut out) = (Canvas::with_prefix(model.spec.shape, vec![1; 12]).unwrap(), ParamRows::new(3));
-    let row = [ScoreRow { canvas: &clean, condition: Condition::default() }];
-    model.scoring.rings.poison().unwrap();
-    model.score(&row, 0, 12, &mut out).unwrap();
-    assert!((0..out.len()).all(|rank| out.row(rank).iter().all(|logit| logit.is_finite())));
-}
-
-#[test]
-fn slots_are_rounded_up_and_steps_take_no_more_than_they_need() {
-    let mut model = model(13);
-    assert_eq!((model.slots.len(), model.spec.slots), (16, 13));
-    assert!(model.smallest_bucket.is_multiple_of(BUCKET));
-    let canvas = Canvas::empty(model.spec.shape);
-    for slot in 0..13 {
-        model.gather(&[StepRow { slot: Slot(slot), canvas: &canvas }]).unwrap();
-        let needed = (slot as usize + 1).next_multiple_of(BUCKET);
-        assert_eq!(model.scratch.ranks.len(), needed.max(model.smallest_bucket));
-    }
-    assert!(model.gather(&[StepRow { slot: Slot(16), canvas: &canvas }]).is_err());
 }
 
 #[test]

@@ -1,0 +1,92 @@
+//! Which vector instructions there are, and the only unsafe code of the project: entering code that is compiled for them.
+
+#![allow(unsafe_code, reason = "see the argument at each block")]
+
+use super::kernels::Kernel;
+
+/// Instructions that kernels are compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isa {
+    /// 512-bit vectors, fused multiply-add.
+    Avx512,
+    /// 256-bit vectors, fused multiply-add; the same bits as [`Isa::Avx512`].
+    Avx2,
+    /// Whatever every machine has; products and sums are rounded apart.
+    Portable,
+}
+
+impl Isa {
+    /// The widest this machine has.
+    #[must_use]
+    pub fn detect() -> Self {
+        *Self::available().first().unwrap_or(&Isa::Portable)
+    }
+
+    /// All that this machine has, the widest first.
+    #[must_use]
+    pub fn available() -> Vec<Self> {
+        let mut found = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            let avx512 = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl");
+            found.extend((avx2 && avx512).then_some(Isa::Avx512));
+            found.extend(avx2.then_some(Isa::Avx2));
+        }
+        found.push(Isa::Portable);
+        found
+    }
+
+    /// Its name, for people and reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Avx512 => "avx512",
+            Isa::Avx2 => "avx2",
+            Isa::Portable => "portable",
+        }
+    }
+
+    /// Runs `kernel` with these instructions, or with those there are if these are not.
+    pub(super) fn run(self, kernel: impl Kernel) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            /// The kernel with 512-bit vectors.
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+            fn avx512(kernel: impl Kernel) {
+                kernel.run::<true>();
+            }
+
+            /// The kernel with 256-bit vectors.
+            #[target_feature(enable = "avx2,fma")]
+            fn avx2(kernel: impl Kernel) {
+                kernel.run::<true>();
+            }
+
+            match self {
+                // SAFETY: the functions are safe but for the instructions they are compiled for. The macro's answers are
+                // kept by the standard library, so asking again costs a load, and no value of this enum, however it was
+                // made, can lead to an instruction the machine lacks.
+                Isa::Avx512
+                    if is_x86_feature_detected!("avx512f")
+                        && is_x86_feature_detected!("avx512bw")
+                        && is_x86_feature_detected!("avx512dq")
+                        && is_x86_feature_detected!("avx512vl")
+                        && is_x86_feature_detected!("avx2")
+                        && is_x86_feature_detected!("fma") =>
+                {
+                    return unsafe { avx512(kernel) };
+                }
+                // SAFETY: as above.
+                Isa::Avx2 if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") => {
+                    return unsafe { avx2(kernel) };
+                }
+                _ => {}
+            }
+        }
+        kernel.run::<false>();
+    }
+}
