@@ -41,7 +41,13 @@ fn the_defaults_are_those_of_the_example_file() {
             drain_timeout: Duration::from_secs(30),
         },
         models: Models { root: None, embedded: true, max_weight_bytes: 8 << 30 },
-        engine: Engine { slots: 16, backend: Backend::Native, precision: Precision::F32, threads: 1, engine: EngineConfig { queue_images: 1024, score_share: 0.25 } },
+        engine: Engine {
+            slots: 16,
+            backend: Backend::Native,
+            precision: Precision::F32,
+            threads: 1,
+            engine: EngineConfig { queue_images: 1024, score_share: 0.25 },
+        },
         limits: Limits { images_per_request: 256, items_per_request: 256 },
         log: Log { filter: "info".to_owned(), json: false },
     };

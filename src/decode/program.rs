@@ -66,10 +66,21 @@ impl Attention {
 #[derive(Debug)]
 pub(super) enum Op {
     /// The sum of the table rows that are the row's inputs.
-    Embed { table: Tensor },
-    Linear { from: Register, linear: Linear },
-    Normalise { from: Register, normalisation: Normalisation },
-    Attend { from: Register, attention: Attention },
+    Embed {
+        table: Tensor,
+    },
+    Linear {
+        from: Register,
+        linear: Linear,
+    },
+    Normalise {
+        from: Register,
+        normalisation: Normalisation,
+    },
+    Attend {
+        from: Register,
+        attention: Attention,
+    },
 }
 
 impl Op {

@@ -302,8 +302,7 @@ fn attend(
     window: &Window,
     precision: Precision,
 ) -> Result<Tensor, TchError> {
-    let [heads, head_key, head_value] =
-        [attention.heads, attention.head_key, attention.head_value].map(i64::from);
+    let [heads, head_key, head_value] = [attention.heads, attention.head_key, attention.head_value].map(i64::from);
     let (key_width, value_width) = (heads * head_key, heads * head_value);
     let &Window { first, images, ranks, .. } = window;
     let batch = images * heads;
@@ -347,7 +346,8 @@ fn remember(rows: &Tensor, state: &Tensor, window: &Window) -> Result<(), TchErr
                 [_, heads, ring, width] => (heads, ring, width),
                 _ => return Err(TchError::Shape(format!("state of shape {size:?}"))),
             };
-            let rows_of = |(image, &place): (i64, &i64)| (0..heads).map(move |head| (image * heads + head) * ring + place);
+            let rows_of =
+                |(image, &place): (i64, &i64)| (0..heads).map(move |head| (image * heads + head) * ring + place);
             let at: Vec<i64> = (0..).zip(places).flat_map(rows_of).collect();
             let rows = rows.f_reshape([window.images * heads, width])?;
             let _ = to.f_view([-1, width])?.f_index_copy_(0, &Tensor::f_from_slice(&at)?, &rows)?;
@@ -375,9 +375,8 @@ impl Decoder for Torch {
         let _guard = tch::no_grad_guard();
         let all: Vec<_> = rows.iter().collect();
         let mut seen = vec![false; self.slots as usize];
-        let distinct = all.iter().all(|row| {
-            seen.get_mut(row.slot as usize).is_some_and(|seen| !std::mem::replace(seen, true))
-        });
+        let distinct =
+            all.iter().all(|row| seen.get_mut(row.slot as usize).is_some_and(|seen| !std::mem::replace(seen, true)));
         if distinct { self.step(&all, out) } else { self.span(&all, out) }
     }
 

@@ -8,9 +8,12 @@ use pixeld::image::Canvas;
 use pixeld::model::{Condition, PixelModel, Placement, ScoreRow, Slot, StepRow};
 use pixeld::noise;
 use pixeld::repository::{self, Limits, Source};
+use pixeld::spec::Backend;
 use serde::Deserialize;
 
-#[derive(Deserialize)]
+const BACKENDS: [Backend; 2] = [Backend::Native, Backend::Torch];
+
+#[derive(Clone, Deserialize)]
 struct Golden {
     images: Vec<Vec<u16>>,
     classes: Option<Vec<Option<u32>>>,
@@ -19,7 +22,7 @@ struct Golden {
 }
 
 /// `margin`: how far the closest uniform number is from the border between two values; kept well above rounding.
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 struct Sample {
     seed: u64,
     image: u32,
@@ -42,9 +45,9 @@ fn cases() -> Vec<(PathBuf, Golden)> {
     folders.into_iter().map(read).collect()
 }
 
-fn load(folder: &Path) -> Box<dyn PixelModel> {
+fn load(folder: &Path, backend: Backend) -> Box<dyn PixelModel> {
     pixeld::torch::limit_threads(1);
-    let placement = Placement::new(2, 8);
+    let placement = Placement { backend, ..Placement::new(2, 8) };
     repository::load(&Source::Directory(folder.to_owned()), placement, Limits::default())
         .unwrap_or_else(|violations| panic!("{}: {violations}", folder.display()))
 }
@@ -57,16 +60,19 @@ fn every_package_that_ships_loads_and_gives_its_known_answers() {
     for (name, source) in packages {
         let golden = repository::manifest(&source).unwrap().golden;
         assert!(!golden.scores.is_empty() && !golden.samples.is_empty(), "{name} has no known answers");
-        let placement = Placement::new(5, 1);
-        let model = repository::load(&source, placement, Limits::default());
-        assert!(model.is_ok(), "{name}: {}", model.err().unwrap());
+        for backend in BACKENDS {
+            let placement = Placement { backend, ..Placement::new(5, 1) };
+            let model = repository::load(&source, placement, Limits::default());
+            assert!(model.is_ok(), "{name} on {}: {}", backend.name(), model.err().unwrap());
+        }
     }
 }
 
 #[test]
 fn every_log_probability_is_that_of_the_reference() {
     for (folder, golden) in cases() {
-        let mut model = load(&folder);
+        // Scoring is libtorch's, whatever computes the steps.
+        let mut model = load(&folder, Backend::default());
         let spec = model.spec().clone();
         let classes = golden.classes.unwrap_or_else(|| vec![None; golden.images.len()]);
         let canvases: Vec<_> =
@@ -97,8 +103,9 @@ fn every_log_probability_is_that_of_the_reference() {
 
 #[test]
 fn every_seed_samples_what_the_reference_samples() {
-    for (folder, golden) in cases() {
-        let mut model = load(&folder);
+    let on = |(folder, golden): (PathBuf, Golden)| BACKENDS.map(|backend| (folder.clone(), golden.clone(), backend));
+    for (folder, golden, backend) in cases().into_iter().flat_map(on) {
+        let mut model = load(&folder, backend);
         let spec = model.spec().clone();
         let mut out = super::params(&*model);
         for (slot, sample) in [Slot(0), Slot(1)].into_iter().cycle().zip(golden.samples) {
@@ -114,8 +121,9 @@ fn every_seed_samples_what_the_reference_samples() {
                 log_likelihood += drawn.log_prob;
             }
             model.close(slot);
-            assert_eq!(canvas.to_raster(spec.order), sample.values, "{}: seed {}", folder.display(), sample.seed);
-            assert!((log_likelihood - sample.log_likelihood).abs() < 1e-3, "{}", folder.display());
+            let label = format!("{} on {}: seed {}", folder.display(), backend.name(), sample.seed);
+            assert_eq!(canvas.to_raster(spec.order), sample.values, "{label}");
+            assert!((log_likelihood - sample.log_likelihood).abs() < 1e-3, "{label}");
         }
     }
 }

@@ -14,6 +14,7 @@ use pixeld::head::Tuning;
 use pixeld::image::{Canvas, Rank};
 use pixeld::model::{Condition, FAMILIES, ParamRows, PixelModel, ScoreRow, Slot, StepRow};
 use pixeld::noise;
+use pixeld::spec::Precision;
 
 /// Rows of parameters, one for each rank.
 type Rows = Vec<Vec<f32>>;
@@ -167,6 +168,53 @@ fn a_prefix_replayed_by_steps_leaves_the_bits_that_sampling_it_left() {
         for (sampled, replayed) in sampled.iter().zip(&replayed) {
             assert_eq!(bits(sampled), bits(replayed), "{}", package.label);
         }
+    }
+}
+
+#[test]
+fn a_prefix_taken_in_leaves_the_bits_that_sampling_it_left_where_that_is_promised() {
+    let mut promised = 0;
+    for package in small() {
+        let mut model = package.load(2, 1);
+        if !model.spec().execution.absorbs_exactly {
+            continue;
+        }
+        promised += 1;
+        let (image, values) = (any_image(&*model, 21), model.spec().shape.values());
+        model.open(Slot(0), &CONDITIONS[1]).unwrap();
+        let stepped = step(&mut *model, Slot(0), &image, 0..values);
+        for known in [1, 3, 8, 17, values - 1] {
+            let mut out = params(&*model);
+            model.open(Slot(1), &CONDITIONS[1]).unwrap();
+            model.absorb(Slot(1), &image, 0..known, &mut out).unwrap();
+            let mut continued = rows(&out);
+            continued.extend(step(&mut *model, Slot(1), &image, known..values));
+            for (stepped, continued) in stepped.iter().zip(&continued) {
+                assert_eq!(bits(stepped), bits(continued), "{}: {known} known", package.label);
+            }
+        }
+    }
+    assert!(promised > 0);
+}
+
+/// Rounded weights are the same on both sides; a remembered number may round to either of two where f32 results differ.
+#[test]
+fn a_model_rounded_to_bfloat16_scores_what_it_samples_and_is_another_law() {
+    for mut package in packages([4, 3, 3, 5], Init::Random(1)) {
+        let mut exact = package.load(1, 1);
+        if exact.spec().family == "toy" {
+            continue;
+        }
+        package.precision = Precision::Bf16;
+        let mut model = package.load(1, 1);
+        let image = any_image(&*model, 22);
+        let scored = score(&mut *model, &[(image.clone(), CONDITIONS[1])], u32::MAX).remove(0);
+        model.open(Slot(0), &CONDITIONS[1]).unwrap();
+        let values = model.spec().shape.values();
+        let stepped = step(&mut *model, Slot(0), &image, 0..values);
+        assert_close(&package.label, &*model, &image, 0, &stepped, &scored, 5e-3);
+        let unrounded = score(&mut *exact, &[(image, CONDITIONS[1])], u32::MAX).remove(0);
+        assert!(scored.iter().zip(&unrounded).any(|(a, b)| bits(a) != bits(b)), "{}", package.label);
     }
 }
 

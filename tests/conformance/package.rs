@@ -7,6 +7,7 @@ use pixeld::model::manifest::Manifest;
 use pixeld::model::{FAMILIES, Family, PixelModel, Placement, TensorSpec};
 use pixeld::noise;
 use pixeld::repository::{self, Limits, Source};
+use pixeld::spec::{Backend, Precision};
 use pixeld::torch;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -19,14 +20,24 @@ pub(crate) type Size = [u32; 4];
 #[derive(Clone)]
 pub(crate) struct Package {
     pub(crate) label: String,
+    pub(crate) backend: Backend,
+    pub(crate) precision: Precision,
     source: Source,
 }
 
 impl Package {
     pub(crate) fn load(&self, slots: u32, score_images: u32) -> Box<dyn PixelModel> {
         torch::limit_threads(1);
-        repository::load(&self.source, Placement::new(slots, score_images), Limits::default())
+        let placement = Placement { slots, score_images, backend: self.backend, precision: self.precision };
+        repository::load(&self.source, placement, Limits::default())
             .unwrap_or_else(|violations| panic!("{}: {violations}", self.label))
+    }
+}
+
+impl Package {
+    /// The same on `backend`.
+    pub(crate) fn on(self, backend: Backend) -> Self {
+        Self { label: format!("{} on {}", self.label, backend.name()), backend, ..self }
     }
 }
 
@@ -37,8 +48,14 @@ pub(crate) enum Init {
     Zero,
 }
 
-/// Every family in every variant, for images of `size` and two classes.
+/// Every family in every variant on every backend, for images of `size` and two classes.
 pub(crate) fn packages(size: Size, init: Init) -> Vec<Package> {
+    let on = |package: Package| [Backend::Native, Backend::Torch].map(|backend| package.clone().on(backend));
+    variants(size, init).into_iter().flat_map(on).collect()
+}
+
+/// Every family in every variant, on the default backend.
+pub(crate) fn variants(size: Size, init: Init) -> Vec<Package> {
     let variants = |family: &'static Family| {
         architectures(family.name, init).into_iter().map(move |architecture| package(family, size, &architecture, init))
     };
@@ -64,7 +81,8 @@ pub(crate) fn package(family: &'static Family, size: Size, architecture: &str, i
             .expect("a string takes text");
     }
     let source = Source::Embedded { manifest: Bytes::from(text), weights: Bytes::from(weights) };
-    Package { label: format!("{} {size:?} {}", family.name, architecture.replace('\n', ", ")), source }
+    let label = format!("{} {size:?} {}", family.name, architecture.replace('\n', ", "));
+    Package { label, backend: Backend::default(), precision: Precision::default(), source }
 }
 
 /// The `architecture` tables a family is tested with.

@@ -10,7 +10,6 @@ use pixeld::engine::EngineConfig;
 use pixeld::image::Shape;
 use pixeld::job::Limits;
 use pixeld::rpc::Listener;
-use pixeld::spec::{Backend, Precision};
 use pixeld::rpc::proto::generation_service_client::GenerationServiceClient;
 use pixeld::rpc::proto::model_service_client::ModelServiceClient;
 use pixeld::rpc::proto::scoring_service_client::ScoringServiceClient;
@@ -19,6 +18,7 @@ use pixeld::rpc::proto::{
     GenerationCompleted, GenerationSpec, GenerationStarted, SamplingParams, StreamGenerateImagesRequest,
     StreamGenerateImagesResponse,
 };
+use pixeld::spec::{Backend, Precision};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tonic::transport::{Channel, Endpoint};
@@ -49,7 +49,13 @@ pub(crate) fn config() -> Config {
             drain_timeout: Duration::from_secs(20),
         },
         models: Models { root: None, embedded: false, max_weight_bytes: 0 },
-        engine: Engine { slots: 4, backend: Backend::default(), precision: Precision::default(), threads: 1, engine: EngineConfig { queue_images: QUEUE, score_share: 0.5 } },
+        engine: Engine {
+            slots: 4,
+            backend: Backend::default(),
+            precision: Precision::default(),
+            threads: 1,
+            engine: EngineConfig { queue_images: QUEUE, score_share: 0.5 },
+        },
         limits: Limits { images_per_request: 16, items_per_request: 8 },
         log: Log { filter: "off".into(), json: false },
     }

@@ -58,7 +58,8 @@ fn attend(
     let scale = 1.0 / f64::from(attention.head_key).sqrt();
     let query = weights.take(&format!("{name}.query.weight"))?.f_mul_scalar(scale)?;
     let [key, value] = [weights.take(&format!("{name}.key.weight"))?, weights.take(&format!("{name}.value.weight"))?];
-    let project = Linear { weight: Tensor::f_cat(&[query, key, value], 0)?, bias: None, activation: None, residual: None };
+    let project =
+        Linear { weight: Tensor::f_cat(&[query, key, value], 0)?, bias: None, activation: None, residual: None };
     let projected = program.linear(from, project)?;
     let attended = program.attend(projected, attention)?;
     let weight = weights.take(&format!("{name}.output.weight"))?;
@@ -91,12 +92,7 @@ fn linear(
     program.linear(from, Linear { weight, bias, activation, residual })
 }
 
-fn normalise(
-    program: &mut Builder,
-    weights: &mut Weights,
-    name: &str,
-    from: Register,
-) -> Result<Register, TchError> {
+fn normalise(program: &mut Builder, weights: &mut Weights, name: &str, from: Register) -> Result<Register, TchError> {
     let [scale, shift] = [weights.take(&format!("{name}.weight"))?, weights.take(&format!("{name}.bias"))?];
     program.normalise(from, Normalisation { scale, shift, epsilon: EPSILON })
 }
