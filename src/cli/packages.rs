@@ -67,3 +67,10 @@ fn packages(config: &Config) -> Result<BTreeMap<String, Source>, Failure> {
     }
     Ok(found)
 }
+
+/// The package called `name` among those that `config` names.
+pub(super) fn named(config: &Config, name: &str) -> Result<Source, Failure> {
+    let mut found = packages(config)?;
+    let known = found.keys().cloned().collect::<Vec<_>>().join(", ");
+    found.remove(name).ok_or_else(|| Failure::Usage(format!("--model: there is no {name:?}; there are {known}")))
+}

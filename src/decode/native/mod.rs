@@ -8,6 +8,7 @@
 mod isa;
 mod kernels;
 mod pack;
+pub mod probe;
 
 use std::fmt;
 use std::sync::Arc;

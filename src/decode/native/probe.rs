@@ -1,0 +1,64 @@
+//! What this machine can do, measured: the bounds that step times are held against.
+
+use std::hint::black_box;
+use std::sync::Barrier;
+use std::time::Instant;
+
+use super::isa::Isa;
+use super::kernels::{LANES, Lanes, Multiply, Read};
+
+/// A measurement goes on for at least as many bytes, so that starting it costs nothing.
+const LEAST_BYTES: usize = 256 << 20;
+/// Rounds of which the best counts: whatever else the machine does only makes a round slower.
+const ROUNDS: usize = 5;
+
+/// Bytes a second at which each of `threads` threads reads a buffer of `bytes` bytes of its own, again and again.
+#[must_use]
+pub fn bandwidth(bytes: usize, threads: usize) -> f64 {
+    let groups = (bytes / size_of::<Lanes>()).max(1);
+    let passes = (LEAST_BYTES / (groups * size_of::<Lanes>())).max(2);
+    let seconds = best(threads, || {
+        let buffer = vec![Lanes([1.0; LANES]); groups];
+        move || {
+            for _ in 0..passes {
+                let mut sum = 0.0;
+                Isa::detect().run(Read { buffer: black_box(&buffer), sum: &mut sum });
+                black_box(sum);
+            }
+        }
+    });
+    (passes * groups * size_of::<Lanes>()) as f64 / seconds
+}
+
+/// Multiplications with addition a second that each of `threads` threads does at best.
+#[must_use]
+pub fn multiplications(threads: usize) -> f64 {
+    const TURNS: usize = 1 << 22;
+    let seconds = best(threads, || {
+        || {
+            let mut sum = 0.0;
+            Isa::detect().run(Multiply { turns: TURNS, by: black_box(0.5), sum: &mut sum });
+            black_box(sum);
+        }
+    });
+    (TURNS * Multiply::GROUPS * LANES) as f64 / seconds
+}
+
+/// Seconds that the work takes at best, done by all threads at once.
+fn best<W: FnMut()>(threads: usize, prepare: impl Fn() -> W + Sync) -> f64 {
+    let barrier = Barrier::new(threads);
+    let run = || {
+        let mut work = prepare();
+        let round = |_| {
+            barrier.wait();
+            let began = Instant::now();
+            work();
+            began.elapsed().as_secs_f64()
+        };
+        (0..ROUNDS).map(round).fold(f64::INFINITY, f64::min)
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(run)).collect();
+        threads.into_iter().filter_map(|thread| thread.join().ok()).fold(0.0, f64::max)
+    })
+}
