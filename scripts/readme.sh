@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs the commands that the README shows under "Use it", exactly as they stand there.
+# Runs the commands that the README shows under "Use it" and "Measure it", exactly as they stand there.
 set -eu
 cd "$(dirname "$0")/.."
 mkdir -p out

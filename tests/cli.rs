@@ -147,13 +147,44 @@ fn help_of_each_command_tells_its_flags_and_gives_examples() {
         ("score", &["--endpoint", "--model", "--npy", "--class", "--classes", "--per-value", "--json", "[IMAGES]"]),
         ("models", &["--endpoint", "--json"]),
         ("check", &["--print-config"]),
+        (
+            "bench load",
+            &[
+                "--endpoint",
+                "--model",
+                "--class",
+                "--images",
+                "--granularity",
+                "--rate",
+                "--arrivals",
+                "--burst-size",
+                "--streams",
+                "--duration",
+                "--warmup",
+                "--drain",
+                "--seed",
+                "--cancel-share",
+                "--slow-share",
+                "--slow-pause",
+                "--deadline",
+                "--slo-first-value",
+                "--slo-image",
+                "--connections",
+                "--json",
+                "scheduled = completed",
+            ],
+        ),
     ] {
-        let output = pixeld(&[command, "--help"]);
+        let output = pixeld(&[&command.split(' ').collect::<Vec<_>>()[..], &["--help"]].concat());
         let text = stdout(&output);
         assert_eq!(code(&output), 0);
         for flag in source.iter().chain(flags).chain(&["Examples:"]) {
             assert!(text.contains(flag), "{command} --help says nothing of {flag}:\n{text}");
         }
+    }
+    for words in [&["bench", "--help"][..], &["bench", "compare", "--help"]] {
+        let text = stdout(&succeed(words));
+        assert!(text.contains("compare") && text.contains(".json"), "{words:?}: {text}");
     }
     let output = pixeld(&["--help"]);
     assert!(stdout(&output).contains("Exit codes: 0 done, 64"));
@@ -177,6 +208,13 @@ fn wrong_usage_ends_with_64_and_says_why() {
         (&["models", "--endpoint", "https://127.0.0.1:1"], "http://"),
         (&["serve", "--listen", "here"], "server.listen"),
         (&["check", "--config", "/no/such/file.toml"], "/no/such/file.toml"),
+        (&["bench", "load"], "--rate"),
+        (&["bench", "load", "--rate", "5", "--streams", "2"], "--streams"),
+        (&["bench", "load", "--rate", "0"], "above 0 and at most 1000000, got 0"),
+        (&["bench", "load", "--rate", "5", "--slow-share", "nan"], "from 0 to 1, got nan"),
+        (&["bench", "load", "--rate", "5", "--duration", "10ms"], "at least 1 s, got 10 ms"),
+        (&["bench", "load", "--rate", "5", "--slow-share", "0.75", "--cancel-share", "0.5"], "together, got 1.25"),
+        (&["bench", "compare", "/no/such/a.json", "/no/such/b.json"], "/no/such/a.json"),
     ] {
         let output = pixeld(arguments);
         assert_eq!(code(&output), 64, "{arguments:?}: {}", stderr(&output));
@@ -334,6 +372,9 @@ fn refusals_name_the_flag_or_the_file() {
         (&["sample"], "--model other, toy"),
         (&["score", "--model", "toy", "--class", "1", wrong], "wrong.png PNG"),
         (&["score", "--model", "toy", "/no/such.png"], "/no/such.png"),
+        (&["bench", "load", "--rate", "5", "--model", "toy", "--class", "10"], "--class 10 toy"),
+        (&["bench", "load", "--rate", "900", "--model", "toy", "--images", "300"], "--images 256 300"),
+        (&["bench", "load", "--rate", "1", "--model", "toy", "--images", "300"], "--rate --duration 300"),
     ] {
         let output = pixeld(&[arguments, &["--models", root]].concat());
         let text = stderr(&output);
@@ -367,6 +408,78 @@ fn check_loads_every_package_and_names_the_ones_that_cannot_be_served() {
 fn a_package_inside_the_binary_serves_without_any_file() {
     let output = succeed(&["check", "--set", "models.embedded=true"]);
     assert!(stdout(&output).contains("digits  ready"), "{}", stdout(&output));
+}
+
+/// Every column of `outcomes` but `scheduled`, summed over the roles.
+fn accounted(outcomes: &Value, column: &str) -> u64 {
+    ["reader", "slow", "canceller"].iter().map(|role| outcomes[role][column].as_u64().unwrap()).sum()
+}
+
+#[test]
+fn a_load_accounts_for_every_stream_and_can_be_compared() {
+    let root = tempfile::tempdir().unwrap();
+    let common = ["bench", "load", "--set", "models.embedded=true", "--duration", "2s", "--warmup", "300ms"];
+    let open = ["--rate", "30", "--cancel-share", "0.3", "--slow-share", "0.2", "--slow-pause", "100ms"];
+    let more = ["--connections", "2", "--slo-image", "1h", "--json"];
+    let output = succeed(&[&common[..], &open, &more].concat());
+    let record = json_lines(&output).remove(0);
+    let (outcomes, figures) = (&record["outcomes"], &record["figures"]);
+    assert_eq!((&record["kind"], &record["parameters"]["in_process"]), (&"load".into(), &true.into()));
+
+    let endings = ["completed", "refused", "failed", "cancelled", "unfinished", "unsent"];
+    for role in ["reader", "slow", "canceller"] {
+        let sum: u64 = endings.iter().map(|ending| outcomes[role][ending].as_u64().unwrap()).sum();
+        assert_eq!(outcomes[role]["scheduled"], sum, "{role}: {outcomes}");
+        assert!(sum > 0, "{role}: {outcomes}");
+    }
+    let status: u64 = outcomes["status"].as_object().unwrap().values().map(|count| count.as_u64().unwrap()).sum();
+    let with_status: u64 = endings[..3].iter().map(|ending| accounted(outcomes, ending)).sum();
+    assert_eq!(status, with_status, "{outcomes}");
+    assert_eq!((&outcomes["canceller"]["completed"], &outcomes["reader"]["cancelled"]), (&0.into(), &0.into()));
+    let reader = |ending: &str| outcomes["reader"][ending].as_u64().unwrap();
+    assert_eq!(
+        outcomes["measured"]["images"],
+        reader("scheduled") - reader("refused"),
+        "one image each, none left out"
+    );
+    let share = reader("completed") as f64 / reader("scheduled") as f64;
+    assert!((figures["goodput_share"].as_f64().unwrap() - share).abs() < 1e-9, "{figures}");
+    let received = record["per_second"]["images"].as_array().unwrap();
+    let images: u64 = received.iter().map(|images| images.as_u64().unwrap()).sum();
+    assert_eq!((received.len(), figures["images_per_s"].as_f64().unwrap()), (2, images as f64 / 2.0));
+    assert!(figures["goodput_images_per_s"].as_f64().unwrap() <= images as f64 / 2.0, "{figures}");
+    for figure in ["first_value_us", "gap_us", "image_us", "send_lag_us"] {
+        let spread = ["p50", "p90", "p99", "p999", "max"].map(|name| figures[figure][name].as_u64().unwrap());
+        assert!(spread.is_sorted() && spread[4] > 0, "{figure}: {spread:?}");
+    }
+    assert!(figures["client_cpu_s"].as_f64().unwrap() > 0.0);
+
+    let closed = json_lines(&succeed(&[&common[..], &["--streams", "2", "--granularity", "row", "--json"]].concat()));
+    let streams = &closed[0]["outcomes"]["reader"];
+    assert!(streams["completed"].as_u64().unwrap() > 2, "{streams}");
+    assert_eq!(streams["scheduled"], streams["completed"], "the drain lets the last two finish");
+    let in_one = closed[0]["figures"]["values_per_message"].as_f64().unwrap();
+    assert!(in_one >= 8.0, "rows of 8 values, never split: {in_one}");
+
+    let file = |name: &str, record: &Value| {
+        let path = root.path().join(name);
+        std::fs::write(&path, format!("{record}\n{record}\n")).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let (a, b) = (file("a.json", &record), file("b.json", &closed[0]));
+    let same = json_lines(&succeed(&["bench", "compare", "--json", &a, &a]));
+    assert!(same.iter().all(|line| line["ratio"] == 1.0 || line["a"] == 0.0), "{same:?}");
+    assert!(
+        same.iter().any(|line| line["figure"] == "first_value_us.p99" && line["repeats"] == serde_json::json!([2, 2]))
+    );
+    let text = stdout(&succeed(&["bench", "compare", &a, &b]));
+    assert!(text.contains("differing: granularity is value in A and row in B"), "{text}");
+    assert!(text.contains("images_per_s"), "{text}");
+
+    std::fs::write(&b, "{\"kind\": \"load\"").unwrap();
+    let output = pixeld(&["bench", "compare", &a, &b]);
+    assert_eq!(code(&output), 64);
+    assert!(stderr(&output).contains("b.json"), "{}", stderr(&output));
 }
 
 #[test]

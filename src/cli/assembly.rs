@@ -60,7 +60,7 @@ impl Assembly {
     }
 
     /// The images, if `completed` says the same of them as what was received.
-    pub(super) fn finish(self, completed: &GenerationCompleted) -> Result<Vec<Finished>, String> {
+    pub(super) fn finish(&self, completed: &GenerationCompleted) -> Result<Vec<Finished>, String> {
         let count = self.images.len();
         if completed.crc32c.len() != count || completed.log_likelihoods.len() != count {
             return Err("its end does not speak of every image".to_owned());

@@ -32,12 +32,26 @@ pub(super) async fn with<T>(
     target: Target,
     work: impl AsyncFnOnce(&Channel) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
+    let work = async |channels: &[Channel]| match channels {
+        [channel] => work(channel).await,
+        _ => Err(Failure::Internal(format!("there are {} connections instead of one", channels.len()))),
+    };
+    several(target, &[None], work).await
+}
+
+/// The same with a connection for each of `windows`: the bytes of one stream that it takes in before they are read, or
+/// `None` for what is usual.
+pub(super) async fn several<T>(
+    target: Target,
+    windows: &[Option<u32>],
+    work: impl AsyncFnOnce(&[Channel]) -> Result<T, Failure>,
+) -> Result<T, Failure> {
     let mut interrupt = signal(SignalKind::interrupt())
         .map_err(|error| Failure::Internal(format!("cannot wait for signals: {error}")))?;
     let connect = async {
         match target {
-            Target::Remote(url) => remote(&url).await,
-            Target::Local(config) => local(*config).await,
+            Target::Remote(url) => remote(&url, windows).await,
+            Target::Local(config) => local(*config, windows).await,
         }
     };
     let connection = tokio::select! {
@@ -45,7 +59,7 @@ pub(super) async fn with<T>(
         _ = interrupt.recv() => return Err(Failure::Interrupted),
     };
     let done = tokio::select! {
-        done = Box::pin(work(&connection.channel)) => done,
+        done = Box::pin(work(&connection.channels)) => done,
         _ = interrupt.recv() => Err(Failure::Interrupted),
     };
     let closed = tokio::select! {
@@ -55,9 +69,9 @@ pub(super) async fn with<T>(
     done.and_then(|done| closed.map(|()| done))
 }
 
-/// A channel, and the server behind it if that is ours.
+/// Channels, and the server behind them if that is ours.
 struct Connection {
-    channel: Channel,
+    channels: Vec<Channel>,
     server: Option<Server>,
 }
 
@@ -71,7 +85,7 @@ struct Server {
 impl Connection {
     /// Stops the server if it is ours, and waits for its engines.
     async fn close(self) -> Result<(), Failure> {
-        drop(self.channel);
+        drop(self.channels);
         let Some(Server { stop, task }) = self.server else { return Ok(()) };
         drop(stop);
         let ended = task.await.map_err(|error| Failure::Internal(error.to_string()))?;
@@ -79,39 +93,46 @@ impl Connection {
     }
 }
 
-async fn remote(url: &str) -> Result<Connection, Failure> {
+async fn remote(url: &str, windows: &[Option<u32>]) -> Result<Connection, Failure> {
     let uri: Uri = url.parse().map_err(|error| Failure::Usage(format!("--endpoint {url}: {error}")))?;
     if uri.scheme_str() != Some("http") {
         return Err(Failure::Usage(format!("--endpoint {url}: must be http://HOST:PORT")));
     }
     let endpoint = Endpoint::from(uri).connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true);
-    let channel = endpoint.connect().await.map_err(|error| {
-        let cause = innermost(&error);
-        Failure::Unavailable(format!("cannot connect to {url}: {cause}; is `pixeld serve` running there?"))
-    })?;
-    Ok(Connection { channel, server: None })
+    let mut channels = Vec::with_capacity(windows.len());
+    for window in windows {
+        let connected = endpoint.clone().initial_stream_window_size(*window).connect().await;
+        channels.push(connected.map_err(|error| {
+            let cause = innermost(&error);
+            Failure::Unavailable(format!("cannot connect to {url}: {cause}; is `pixeld serve` running there?"))
+        })?);
+    }
+    Ok(Connection { channels, server: None })
 }
 
 /// Starts a server in this process and waits until its models are loaded, or refused.
-async fn local(config: Config) -> Result<Connection, Failure> {
+async fn local(config: Config, windows: &[Option<u32>]) -> Result<Connection, Failure> {
     let sources = packages::sources(&config)?;
     let app = App::start(config, sources);
     app.loaded().await;
-    let (client, server) = tokio::io::duplex(PIPE_BYTES);
+    let (clients, servers): (Vec<_>, Vec<_>) = windows.iter().map(|_| tokio::io::duplex(PIPE_BYTES)).unzip();
     let (stop, stopped) = oneshot::channel::<()>();
-    let task = tokio::spawn(app.serve(tokio_stream::once(Ok::<DuplexStream, _>(server)), async {
+    let task = tokio::spawn(app.serve(tokio_stream::iter(servers.into_iter().map(Ok::<DuplexStream, _>)), async {
         _ = stopped.await;
     }));
-    let mut client = Some(TokioIo::new(client));
-    // There is one pipe; were it ever lost, the server would be gone as well.
-    let connector = tower::service_fn(move |_: Uri| {
-        let pipe = client.take().ok_or_else(|| std::io::Error::other("the server in this process is gone"));
-        std::future::ready(pipe)
-    });
-    let endpoint = Endpoint::from_static("http://in.process");
-    let connected = endpoint.connect_with_connector(connector).await;
-    let channel = connected.map_err(|error| Failure::Internal(innermost(&error)))?;
-    Ok(Connection { channel, server: Some(Server { stop, task }) })
+    let mut channels = Vec::with_capacity(windows.len());
+    for (client, window) in clients.into_iter().zip(windows) {
+        let mut client = Some(TokioIo::new(client));
+        // There is one pipe; were it ever lost, the server would be gone as well.
+        let connector = tower::service_fn(move |_: Uri| {
+            let pipe = client.take().ok_or_else(|| std::io::Error::other("the server in this process is gone"));
+            std::future::ready(pipe)
+        });
+        let endpoint = Endpoint::from_static("http://in.process").initial_stream_window_size(*window);
+        let connected = endpoint.connect_with_connector(connector).await;
+        channels.push(connected.map_err(|error| Failure::Internal(innermost(&error)))?);
+    }
+    Ok(Connection { channels, server: Some(Server { stop, task }) })
 }
 
 /// The cause of all causes: what a transport error says itself is just "transport error".

@@ -1,7 +1,8 @@
-//! The command line: one file for each command. Every command but `serve` speaks gRPC, to a server that `--endpoint`
-//! names or to the same server inside this process, so that there is one way for anything to happen.
+//! The command line: one file, or one folder, for each command. Whatever asks something of a server speaks gRPC, to one that
+//! `--endpoint` names or to the same server inside this process, so that there is one way for anything to happen.
 
 mod assembly;
+mod bench;
 mod check;
 mod client;
 mod connect;
@@ -51,6 +52,8 @@ enum Command {
     Models(models::Models),
     /// Check the configuration and every model package, without serving
     Check(check::Check),
+    /// Measure a daemon under load, and compare measurements
+    Bench(bench::Bench),
 }
 
 /// Runs the command that `arguments` name, the first being the program itself.
@@ -86,6 +89,7 @@ fn execute(command: Command) -> Result<(), Failure> {
             Command::Score(score) => Box::pin(score.run()).await,
             Command::Models(models) => Box::pin(models.run()).await,
             Command::Check(check) => Box::pin(check.run()).await,
+            Command::Bench(bench) => Box::pin(bench.run()).await,
         }
     });
     // What may still run now is a package being read when the user stopped it: nothing to wait for.

@@ -1,6 +1,7 @@
 //! A progress bar on standard error; nothing at all if that is no terminal.
 
 use std::fmt::Write;
+use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
@@ -15,6 +16,15 @@ pub(super) fn bar(unit: &str) -> ProgressBar {
             let _ = write!(out, "{:.0}/s", state.per_sec());
         };
         bar.set_style(style.with_key("rate", rate));
+    }
+    bar
+}
+
+/// A bar over a known time, in milliseconds, beside a message.
+pub(super) fn clock(total: Duration) -> ProgressBar {
+    let bar = ProgressBar::new(total.as_millis() as u64);
+    if let Ok(style) = ProgressStyle::with_template("{elapsed} {wide_bar} {msg}") {
+        bar.set_style(style);
     }
     bar
 }

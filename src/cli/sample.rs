@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use indicatif::ProgressBar;
 use serde::Serialize;
 use tokio::task::JoinSet;
@@ -11,12 +11,12 @@ use tonic::transport::Channel;
 
 use super::assembly::{Assembly, Finished};
 use super::failure::Failure;
-use super::source::Source;
+use super::source::{Granularity, Source};
 use super::{client, connect, npy, output, progress};
 use crate::image::{Shape, codec};
 use crate::rpc::proto::generation_service_client::GenerationServiceClient;
 use crate::rpc::proto::stream_generate_images_response::Event;
-use crate::rpc::proto::{self, Conditioning, FlushPolicy, GenerationSpec, SamplingParams, StreamGenerateImagesRequest};
+use crate::rpc::proto::{Conditioning, GenerationSpec, SamplingParams, StreamGenerateImagesRequest};
 
 /// Images on one line of a contact sheet at most, if classes do not say it.
 const SHEET_COLUMNS: u32 = 8;
@@ -85,13 +85,6 @@ pub(super) struct Sample {
     /// Tell everything about the images as one JSON object
     #[arg(long)]
     json: bool,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Granularity {
-    Value,
-    Pixel,
-    Row,
 }
 
 /// What one stream brought.
@@ -163,11 +156,6 @@ impl Sample {
     fn requests(&self, seed: u64) -> Result<Vec<StreamGenerateImagesRequest>, Failure> {
         let classes =
             if self.class.is_empty() { vec![None] } else { self.class.iter().copied().map(Some).collect::<Vec<_>>() };
-        let granularity = match self.granularity {
-            Granularity::Value => proto::Granularity::Value,
-            Granularity::Pixel => proto::Granularity::Pixel,
-            Granularity::Row => proto::Granularity::Row,
-        };
         let request = |(k, class_label): (usize, Option<u32>)| {
             let first = u32::try_from(k).ok()?.checked_mul(self.count)?.checked_add(self.first_index)?;
             let spec = GenerationSpec {
@@ -184,7 +172,7 @@ impl Sample {
                 first_image_index: first,
                 ..GenerationSpec::default()
             };
-            let flush = Some(FlushPolicy { granularity: granularity.into(), max_delay: None });
+            let flush = Some(self.granularity.flush());
             Some(StreamGenerateImagesRequest { spec: Some(spec), flush, include_log_probs: false })
         };
         let requests: Option<Vec<_>> = classes.into_iter().enumerate().map(request).collect();

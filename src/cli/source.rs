@@ -2,11 +2,13 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
+use serde::Serialize;
 
 use super::connect::Target;
 use super::failure::Failure;
 use crate::config::{self, Config, Flag, Layers};
+use crate::rpc::proto::{self, FlushPolicy};
 use crate::telemetry;
 
 /// Settings of an engine in this process.
@@ -31,6 +33,27 @@ pub(super) struct Source {
     pub(super) endpoint: Option<String>,
     #[command(flatten)]
     pub(super) settings: Settings,
+}
+
+/// Smallest unit that a stream carries.
+#[derive(Clone, Copy, Debug, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Granularity {
+    Value,
+    Pixel,
+    Row,
+}
+
+impl Granularity {
+    /// The same on the wire.
+    pub(super) fn flush(self) -> FlushPolicy {
+        let granularity = match self {
+            Granularity::Value => proto::Granularity::Value,
+            Granularity::Pixel => proto::Granularity::Pixel,
+            Granularity::Row => proto::Granularity::Row,
+        };
+        FlushPolicy { granularity: granularity.into(), max_delay: None }
+    }
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {

@@ -8,6 +8,7 @@
     reason = "everything here is a test, helpers too"
 )]
 
+mod bench;
 mod cancellation;
 mod deadlines;
 mod drain;

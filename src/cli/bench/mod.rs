@@ -1,0 +1,46 @@
+//! `pixeld bench`: what it can take, and whether a change made a difference.
+
+mod arrivals;
+mod compare;
+mod drive;
+mod load;
+mod plan;
+mod record;
+mod stream;
+mod tally;
+
+use clap::{Args, Subcommand};
+
+use super::failure::Failure;
+
+const AFTER_HELP: &str = "\
+Measure, change one thing, measure again, compare. Each measurement is a line of JSON; runs appended to one file are
+repeats of each other, and five of each side tell a difference from noise:
+
+  for run in 1 2 3 4 5; do pixeld bench load --rate 50 --seed $run --json >> before.json; done
+  pixeld bench compare before.json after.json";
+
+/// Flags of `pixeld bench`.
+#[derive(Args, Debug)]
+#[command(after_help = AFTER_HELP, arg_required_else_help = true)]
+pub(super) struct Bench {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Load a daemon with streams and time what it answers
+    Load(Box<load::Flags>),
+    /// Compare measurements of the same thing, before and after
+    Compare(compare::Flags),
+}
+
+impl Bench {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        match self.what {
+            What::Load(load) => Box::pin(load.run()).await,
+            What::Compare(compare) => compare.run(),
+        }
+    }
+}
