@@ -6,6 +6,7 @@ mod drive;
 mod load;
 mod plan;
 mod record;
+mod step;
 mod stream;
 mod tally;
 
@@ -30,6 +31,8 @@ pub(super) struct Bench {
 
 #[derive(Debug, Subcommand)]
 enum What {
+    /// Time one decode step beside what it cannot take less than
+    Step(step::Flags),
     /// Load a daemon with streams and time what it answers
     Load(Box<load::Flags>),
     /// Compare measurements of the same thing, before and after
@@ -39,6 +42,7 @@ enum What {
 impl Bench {
     pub(super) async fn run(self) -> Result<(), Failure> {
         match self.what {
+            What::Step(step) => step.run(),
             What::Load(load) => Box::pin(load.run()).await,
             What::Compare(compare) => compare.run(),
         }

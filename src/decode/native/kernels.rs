@@ -518,31 +518,3 @@ impl Kernel for Read<'_> {
         *self.sum = sums.iter().map(sum).sum();
     }
 }
-
-/// Multiplications that wait for nothing: [`Multiply::GROUPS`] groups of lanes a turn.
-pub(super) struct Multiply<'a> {
-    pub(super) turns: usize,
-    pub(super) by: f32,
-    pub(super) sum: &'a mut f32,
-}
-
-impl Multiply<'_> {
-    /// Chains side by side.
-    pub(super) const GROUPS: usize = 12;
-}
-
-impl Kernel for Multiply<'_> {
-    #[inline(always)]
-    fn run<const FUSED: bool>(self) {
-        let mut sums = [Lanes([1.0; LANES]); Self::GROUPS];
-        for _ in 0..self.turns {
-            for total in &mut sums {
-                let before = *total;
-                for lane in 0..LANES {
-                    total.0[lane] = multiply_add::<FUSED>(self.by, before.0[lane], self.by);
-                }
-            }
-        }
-        *self.sum = sums.iter().map(sum).sum();
-    }
-}

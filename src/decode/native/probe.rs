@@ -5,12 +5,12 @@ use std::sync::Barrier;
 use std::time::Instant;
 
 use super::isa::Isa;
-use super::kernels::{LANES, Lanes, Multiply, Read};
+use super::kernels::{LANES, Lanes, Linear, NARROW, ROWS, Read, WIDE};
 
-/// A measurement goes on for at least as many bytes, so that starting it costs nothing.
-const LEAST_BYTES: usize = 256 << 20;
+/// A round reads at least as many bytes: enough that starting it costs nothing, few enough to fit between interruptions.
+const LEAST_BYTES: usize = 32 << 20;
 /// Rounds of which the best counts: whatever else the machine does only makes a round slower.
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 20;
 
 /// Bytes a second at which each of `threads` threads reads a buffer of `bytes` bytes of its own, again and again.
 #[must_use]
@@ -30,18 +30,35 @@ pub fn bandwidth(bytes: usize, threads: usize) -> f64 {
     (passes * groups * size_of::<Lanes>()) as f64 / seconds
 }
 
-/// Multiplications with addition a second that each of `threads` threads does at best.
+/// Multiplications with addition a second that each of `threads` threads does at best: in a product of as many rows as
+/// share a pass over a panel, with everything in the nearest cache.
 #[must_use]
 pub fn multiplications(threads: usize) -> f64 {
-    const TURNS: usize = 1 << 22;
+    const INPUTS: usize = 64;
+    const TURNS: usize = 1 << 11;
     let seconds = best(threads, || {
-        || {
-            let mut sum = 0.0;
-            Isa::detect().run(Multiply { turns: TURNS, by: black_box(0.5), sum: &mut sum });
-            black_box(sum);
+        let panel = vec![[Lanes([0.5; LANES]); WIDE]; INPUTS];
+        let from = vec![Lanes([0.5; LANES]); ROWS * INPUTS / LANES];
+        let mut to = vec![Lanes::default(); ROWS * WIDE];
+        move || {
+            for _ in 0..TURNS {
+                Isa::detect().run(Linear::<_, [Lanes; NARROW]> {
+                    inputs: INPUTS,
+                    wide: black_box(&panel),
+                    narrow: &[],
+                    bias: None,
+                    relu: false,
+                    from: black_box(&from),
+                    from_stride: INPUTS / LANES,
+                    residual: None,
+                    to: &mut to,
+                    to_stride: WIDE,
+                });
+            }
+            black_box(&to);
         }
     });
-    (TURNS * Multiply::GROUPS * LANES) as f64 / seconds
+    (TURNS * INPUTS * ROWS * WIDE * LANES) as f64 / seconds
 }
 
 /// Seconds that the work takes at best, done by all threads at once.
