@@ -86,10 +86,10 @@ impl Flags {
                         Placement { backend, precision: config.engine.precision, ..Placement::new(batch, 1) };
                     let limits = Limits { weights_bytes: config.models.max_weight_bytes };
                     let load = || repository::load(&source, placement, limits);
-                    let models: Vec<_> =
-                        (0..self.threads).map(|_| load()).collect::<Result<_, _>>().map_err(|faults| {
-                            Failure::Usage(format!("{}: {faults}", self.model))
-                        })?;
+                    let models: Vec<_> = (0..self.threads)
+                        .map(|_| load())
+                        .collect::<Result<_, _>>()
+                        .map_err(|faults| Failure::Usage(format!("{}: {faults}", self.model)))?;
                     self.report(self.measure(models, batch, repeat)?)?;
                 }
             }

@@ -472,7 +472,8 @@ fn mix<const FUSED: bool, G: Group, const N: usize>(
 fn exponentials<const FUSED: bool>(scores: &Lanes, highest: f32) -> Lanes {
     /// Added to a number below 2^22 it leaves the nearest integer in the lowest bits.
     const ROUND: f32 = 12_582_912.0;
-    const LN_2_HIGH: f32 = 0.693_359_375;
+    /// Few enough digits that n times it is exact.
+    const LN_2_HIGH: f32 = 355.0 / 512.0;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
     const LOWEST: f32 = -87.0;
     let mut result = Lanes::default();
