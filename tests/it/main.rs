@@ -9,6 +9,7 @@
 )]
 
 mod cancellation;
+mod crowd;
 mod deadlines;
 mod drain;
 mod generation;
