@@ -9,6 +9,7 @@
 )]
 
 mod cancellation;
+mod churn;
 mod crowd;
 mod deadlines;
 mod drain;
