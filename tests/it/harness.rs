@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use pixeld::app::{App, AppError, Source};
 use pixeld::config::{Config, Engine, Log, Models, Server};
-use pixeld::engine::EngineConfig;
+use pixeld::engine::catalogue::{Catalogue, State};
+use pixeld::engine::{EngineConfig, Handle};
 use pixeld::image::Shape;
 use pixeld::job::Limits;
 use pixeld::rpc::Listener;
@@ -65,6 +66,7 @@ pub(crate) fn config() -> Config {
 pub(crate) struct Daemon {
     pub(crate) address: SocketAddr,
     pub(crate) channel: Channel,
+    catalogue: Catalogue,
     stop: Option<oneshot::Sender<()>>,
     served: JoinHandle<Result<(), AppError>>,
 }
@@ -89,11 +91,12 @@ impl Daemon {
         let address = listener.local_addr().unwrap();
         let app = App::start(config, sources);
         tokio::time::timeout(PATIENCE, app.loaded()).await.expect("models load");
+        let catalogue = app.catalogue().clone();
         let (stop, stopped) = oneshot::channel::<()>();
         let shutdown = async { _ = stopped.await };
         let served = tokio::spawn(app.serve(listener, shutdown));
         let channel = connect(address);
-        Self { address, channel, stop: Some(stop), served }
+        Self { address, channel, catalogue, stop: Some(stop), served }
     }
 
     pub(crate) fn generation(&self) -> GenerationServiceClient<Channel> {
@@ -106,6 +109,14 @@ impl Daemon {
 
     pub(crate) fn models(&self) -> ModelServiceClient<Channel> {
         ModelServiceClient::new(self.channel.clone())
+    }
+
+    /// The engine of a model that serves, to look at from behind.
+    pub(crate) fn handle(&self, model: &str) -> Handle {
+        match self.catalogue.get(model).unwrap().1 {
+            State::Serving { handle, .. } => handle,
+            other => panic!("{model} does not serve: {other:?}"),
+        }
     }
 
     /// Sends the signal to stop.

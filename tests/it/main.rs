@@ -10,6 +10,8 @@
 
 mod bench;
 mod cancellation;
+mod churn;
+mod crowd;
 mod deadlines;
 mod drain;
 mod generation;
