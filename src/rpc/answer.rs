@@ -3,11 +3,16 @@
 use std::time::Duration;
 
 use super::proto;
+use super::status::cut;
 use crate::engine::catalogue::State;
 use crate::engine::{Score, Timing, Usage};
 use crate::image::{Canvas, Order, Shape, codec};
 use crate::job::Reproducibility;
 use crate::spec::ModelSpec;
+
+/// Characters of a package's own words that a listing repeats: room for every fault that is kept of an honest one, and
+/// little enough that a page of the worst stays below the four mebibytes that clients accept by default.
+const MAX_WORDS: usize = 8 << 10;
 
 /// Resource name of a model.
 pub(super) fn model_name(name: &str) -> String {
@@ -104,7 +109,7 @@ pub(super) fn model(name: &str, state: &State, draining: bool) -> proto::Model {
         State::Loading => return listed(proto::ModelState::Loading),
         State::Warming => return listed(proto::ModelState::Warming),
         State::Failed { why } => {
-            return proto::Model { state_message: why.clone(), ..listed(proto::ModelState::Failed) };
+            return proto::Model { state_message: cut(why, MAX_WORDS), ..listed(proto::ModelState::Failed) };
         }
         State::Serving { handle, since } => (handle, *since),
     };
@@ -118,7 +123,7 @@ pub(super) fn model(name: &str, state: &State, draining: bool) -> proto::Model {
         max_running_images: spec.slots,
         device_bytes_per_image: spec.bytes_per_slot,
         ready_time: Some(since.into()),
-        description: spec.description.clone(),
+        description: cut(&spec.description, MAX_WORDS),
         order: order(spec.order).into(),
         held_out_bits_per_dim: spec.held_out_bits_per_dim,
         ..listed(if draining { proto::ModelState::Draining } else { proto::ModelState::Ready })

@@ -15,6 +15,7 @@ use tracing::{Instrument, Span};
 
 use super::deadline::{self, Deadline};
 use super::status::status;
+use crate::error::{Error, Violations};
 
 /// Where health is asked for.
 const HEALTH: &str = "/grpc.health.";
@@ -64,7 +65,7 @@ where
         let bounded = async move {
             tokio::select! {
                 biased;
-                answer = answer => Ok(Logged::wrap(answer?, record)),
+                answer = answer => Ok(Logged::wrap(in_our_words(answer?), record)),
                 // The services answer by themselves at the deadline; this ends a request that never came to its end.
                 () = deadline::passed(deadline.map(|deadline| deadline + GRACE)) => Ok(refusal(status(&deadline::exceeded()), record)),
             }
@@ -75,6 +76,20 @@ where
 
 fn refusal(status: Status, record: Record) -> Answer {
     Logged::wrap(status.into_http(), record)
+}
+
+/// `answer`, unless the framework could not read the request: it calls that an internal error, and gives no details,
+/// which all our own statuses have.
+fn in_our_words(answer: Response<tonic::body::Body>) -> Response<tonic::body::Body> {
+    let verdict = Status::from_header_map(answer.headers());
+    match verdict.filter(|verdict| verdict.code() == Code::Internal && verdict.details().is_empty()) {
+        Some(verdict) => {
+            let mut violations = Violations::new();
+            violations.add("request", verdict.message());
+            status(&Error::Invalid(violations)).into_http()
+        }
+        None => answer,
+    }
 }
 
 /// One call, for the log. Written when the answer has been handed over, or was dropped on the way.

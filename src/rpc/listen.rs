@@ -4,7 +4,7 @@
 //! milliseconds a call on loopback without it), connections that outlive the server (a silent socket holds a shutdown up
 //! for ever), and deadlines, which it answers with another code before ours can speak.
 
-use std::io;
+use std::io::{self, Cursor};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -14,7 +14,7 @@ use futures_util::Stream;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_stream::StreamExt;
@@ -34,6 +34,10 @@ const CONNECTION_WINDOW: u32 = 1 << 20;
 const MAX_SEND_BUFFER: usize = 64 << 10;
 /// Resets in flight before a connection counts as an attack: a burst of honest cancels must stay below it.
 const MAX_PENDING_RESETS: usize = 1000;
+/// What every HTTP/2 client begins with.
+const PREFACE_BYTES: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
+/// How long it may take to. Pings begin only after it, so nothing else ends a connection that never says a word.
+const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Breath between two tries of `accept` after it failed, for want of file descriptors as a rule.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -116,19 +120,23 @@ impl Connections {
 
     fn add(&mut self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
         let service = TowerToHyperService::new(Calls::new(self.routes.clone(), self.open.clone()));
-        let connection = http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
+        let mut http = http2::Builder::new(TokioExecutor::new());
+        http.timer(TokioTimer::new())
             .keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_concurrent_streams(self.max_streams)
             .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
-            .max_send_buf_size(MAX_SEND_BUFFER)
-            .serve_connection(TokioIo::new(io), service);
+            .max_send_buf_size(MAX_SEND_BUFFER);
         let goodbye = self.goodbye.clone();
         self.tasks.spawn(async move {
-            let mut connection = std::pin::pin!(connection);
+            let begun = tokio::select! {
+                begun = tokio::time::timeout(PREFACE_TIMEOUT, preface(io)) => begun,
+                () = goodbye.cancelled() => return,
+            };
+            let Ok(Ok(io)) = begun else { return tracing::debug!("connection closed: no HTTP/2 client spoke on it") };
+            let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(io), service));
             let ended = tokio::select! {
                 ended = connection.as_mut() => ended,
                 () = goodbye.cancelled() => {
@@ -152,5 +160,34 @@ impl Connections {
     /// Waits until every connection is closed.
     pub(crate) async fn closed(&mut self) {
         while self.tasks.join_next().await.is_some() {}
+    }
+}
+
+/// `io` as it was, once a client's preface has come.
+async fn preface<IO: AsyncRead + AsyncWrite>(io: IO) -> io::Result<impl AsyncRead + AsyncWrite + Unpin> {
+    let (mut from, to) = tokio::io::split(io);
+    let mut preface = [0; PREFACE_BYTES];
+    from.read_exact(&mut preface).await?;
+    Ok(tokio::io::join(Cursor::new(preface).chain(from), to))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_says_nothing_is_closed_and_one_that_speaks_is_not() {
+        for (said, closed) in
+            [(&b""[..], true), (b"PRI * HTTP/2.0", true), (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", false)]
+        {
+            let mut connections = Connections::new(Routes::default(), 1);
+            let (mut ours, theirs) = tokio::io::duplex(1 << 10);
+            connections.add(theirs);
+            ours.write_all(said).await.unwrap();
+            let ended = tokio::time::timeout(PREFACE_TIMEOUT * 2, connections.closed()).await;
+            assert_eq!(ended.is_ok(), closed, "{said:?}");
+        }
     }
 }

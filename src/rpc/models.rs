@@ -71,4 +71,16 @@ mod tests {
         }
         assert_eq!(seen, names.iter().map(|name| format!("models/{name}")).collect::<Vec<_>>());
     }
+
+    #[tokio::test]
+    async fn a_page_of_packages_with_endless_faults_can_still_be_received() {
+        let catalogue = Catalogue::new();
+        (0..DEFAULT_PAGE).for_each(|index| {
+            catalogue.set(&format!("m{index}"), State::Failed { why: "\u{1F600}".repeat(1 << 14) });
+        });
+        let page = Models { catalogue }.list_models(Request::new(ListModelsRequest::default())).await.unwrap();
+        assert_eq!(page.get_ref().models.len(), DEFAULT_PAGE);
+        let bytes = prost::Message::encoded_len(page.get_ref());
+        assert!(bytes < 4 << 20, "{bytes} bytes");
+    }
 }

@@ -77,7 +77,7 @@ fn row(error: &Error) -> Row {
 pub(super) fn status(error: &Error) -> Status {
     let Row { code, reason, metadata, retry_after } = row(error);
     let mut info: HashMap<String, String> =
-        metadata.into_iter().map(|(key, value)| (key.to_owned(), cut(&value))).collect();
+        metadata.into_iter().map(|(key, value)| (key.to_owned(), cut(&value, MAX_MESSAGE))).collect();
     let mut details = ErrorDetails::new();
     if let Error::Invalid(violations) = error {
         let unlisted = list(violations, &mut details);
@@ -93,7 +93,7 @@ pub(super) fn status(error: &Error) -> Status {
             trailers.insert(PUSHBACK, value);
         }
     }
-    Status::with_error_details_and_metadata(code, cut(&error.to_string()), details, trailers)
+    Status::with_error_details_and_metadata(code, cut(&error.to_string(), MAX_MESSAGE), details, trailers)
 }
 
 /// Puts violations into `details` as far as the budget goes; returns how many are left.
@@ -101,7 +101,7 @@ fn list(violations: &Violations, details: &mut ErrorDetails) -> usize {
     let mut budget = MAX_VIOLATION_BYTES;
     let mut unlisted = violations.dropped();
     for violation in violations.iter() {
-        let (field, description) = (cut(&violation.field), cut(&violation.description));
+        let (field, description) = (cut(&violation.field, MAX_MESSAGE), cut(&violation.description, MAX_MESSAGE));
         // The first is always listed: two cut texts are below the budget.
         match budget.checked_sub(field.len() + description.len()) {
             Some(rest) => {
@@ -114,9 +114,9 @@ fn list(violations: &Violations, details: &mut ErrorDetails) -> usize {
     unlisted
 }
 
-/// `text`, or its beginning if it is long.
-fn cut(text: &str) -> String {
-    match text.char_indices().nth(MAX_MESSAGE) {
+/// `text`, or its first `most` characters if it is longer.
+pub(super) fn cut(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
         Some((end, _)) => format!("{}...", text.get(..end).unwrap_or_default()),
         None => text.to_owned(),
     }

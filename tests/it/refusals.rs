@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use pixeld::rpc::proto::{
-    Conditioning, FlushPolicy, GenerateImagesRequest, GenerationSpec, GetModelRequest, Image, ImageShape,
-    ListModelsRequest, SamplingParams, SchedulingParams, ScoreImagesRequest, ScoreItem, ScoringSpec,
+    Conditioning, FlushPolicy, GenerateImagesRequest, GenerateImagesResponse, GenerationSpec, GetModelRequest, Image,
+    ImageShape, ListModelsRequest, SamplingParams, SchedulingParams, ScoreImagesRequest, ScoreItem, ScoringSpec,
     StreamGenerateImagesRequest,
 };
-use tonic::Code;
+use tonic::{Code, Request};
 use tonic_types::StatusExt;
 
 use crate::harness::{Daemon, QUEUE, config, next, refusal, spec, stream};
@@ -216,6 +216,20 @@ async fn a_message_above_the_limit_is_refused_whether_it_is_large_or_becomes_lar
         1,
         "compression itself is fine"
     );
+}
+
+#[tokio::test]
+async fn a_request_that_cannot_be_read_is_the_clients_fault() {
+    let daemon = Daemon::steady().await;
+    let mut client = tonic::client::Grpc::new(daemon.channel.clone());
+    // A number where the spec must be.
+    let other = Request::new(ListModelsRequest { page_size: 1, ..ListModelsRequest::default() });
+    let codec = tonic_prost::ProstCodec::<ListModelsRequest, GenerateImagesResponse>::default();
+    client.ready().await.unwrap();
+    let path = "/pixeld.v1.GenerationService/GenerateImages".parse().unwrap();
+    let status = client.unary(other, path, codec).await.unwrap_err();
+    assert_eq!(refusal(&status), (Code::InvalidArgument, "INVALID_REQUEST".into(), vec!["request".into()]));
+    assert!(status.message().contains("GenerateImagesRequest.spec"), "it says where: {}", status.message());
 }
 
 #[tokio::test]
