@@ -83,7 +83,7 @@ async fn a_stream_nobody_reads_gives_its_place_back_at_its_deadline() {
     let mut config = config();
     config.engine.engine.queue_images = 0;
     // Large enough that it cannot hide in the buffers on the way.
-    let large = Shape::new(64, 64, 3, 16).unwrap();
+    let large = Shape::new(256, 256, 3, 16).unwrap();
     let source = Source::new(MODEL, move || Ok(Box::new(Steady::new(MODEL, large, 1, &Gate::default()))));
     let daemon = Daemon::start(config, vec![source]).await;
     let mut deaf = GenerationServiceClient::new(connect_deaf(daemon.address));
