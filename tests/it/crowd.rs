@@ -30,7 +30,10 @@ const IMAGES: u32 = 3;
 /// Clients that come and go around them, and images that each asks for at most: enough to keep a queue, whatever a step takes.
 const BYSTANDERS: u32 = 16;
 const MANY: f64 = 6.0;
-const BACKENDS: [Backend; 2] = [Backend::Torch, Backend::Native];
+/// Kernels of our own take much of a second for an image of this model when they are not optimised in full. What a backend
+/// itself owes to the promise, the conformance tests hold each of them to.
+const BACKENDS: &[Backend] =
+    if cfg!(debug_assertions) { &[Backend::Torch] } else { &[Backend::Torch, Backend::Native] };
 /// Requests that one of them makes at most.
 const ROUNDS: u32 = 200;
 /// Times that the images are asked for among them, by every way at once.
@@ -197,7 +200,7 @@ async fn crowded(daemon: &Daemon) -> Vec<(Way, Vec<Sampled>)> {
 
 #[tokio::test]
 async fn a_seed_gives_the_same_bytes_alone_in_a_crowd_by_every_way_and_after_a_restart() {
-    for backend in BACKENDS {
+    for &backend in BACKENDS {
         holds(backend).await;
     }
 }
