@@ -206,6 +206,9 @@ fn wrong_usage_ends_with_64_and_says_why() {
         (&["score", "--class", "1", "--classes", "x.npy", "x.png"], "--classes"),
         (&["serve", "--set", "engine"], "section.key=value"),
         (&["models", "--endpoint", "https://127.0.0.1:1"], "http://"),
+        (&["models", "--endpoint", "http://127.0.0.1:65536"], "http://HOST:PORT"),
+        (&["sample", "--class", "-1"], "--class"),
+        (&["score", "--class", "-1", "x.png"], "--class"),
         (&["serve", "--listen", "here"], "server.listen"),
         (&["check", "--config", "/no/such/file.toml"], "/no/such/file.toml"),
         (&["bench", "load"], "--rate"),
@@ -232,6 +235,23 @@ fn a_server_that_is_not_there_ends_with_69_and_its_name() {
         let output = pixeld(&[command, &["--endpoint", &url]].concat());
         assert_eq!(code(&output), 69, "{command:?}: {}", stderr(&output));
         assert!(stderr(&output).contains(&url) && stderr(&output).contains("refused"), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn a_server_that_does_not_speak_grpc_ends_with_69() {
+    let web = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", web.local_addr().unwrap());
+    let answer = move || {
+        for mut client in web.incoming().map_while(Result::ok) {
+            _ = client.write_all(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n");
+        }
+    };
+    std::thread::Builder::new().spawn(answer).unwrap();
+    for command in [&["models"][..], &["sample"], &["score", "x.png"]] {
+        let output = pixeld(&[command, &["--endpoint", &url]].concat());
+        assert_eq!(code(&output), 69, "{command:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains("the connection broke"), "{command:?}: {}", stderr(&output));
     }
 }
 
@@ -368,6 +388,7 @@ fn refusals_name_the_flag_or_the_file() {
     let wrong = wrong.to_str().unwrap();
     for (arguments, words) in [
         (&["sample", "--model", "toy", "--class", "10", "--count", "0", "--top-p", "2"][..], "--class --count --top-p"),
+        (&["sample", "--model", "toy", "--temperature", "-1", "--top-p", "-0.5"], "--temperature -1 --top-p -0.5"),
         (&["sample", "--model", "nothing"], "nothing other, toy"),
         (&["sample"], "--model other, toy"),
         (&["score", "--model", "toy", "--class", "1", wrong], "wrong.png PNG"),
@@ -397,6 +418,18 @@ fn check_loads_every_package_and_names_the_ones_that_cannot_be_served() {
     assert_eq!(code(&bad), 64);
     assert!(stdout(&bad).contains("height"), "{}", stdout(&bad));
     assert!(stderr(&bad).contains("1 of 2 models cannot be served"), "{}", stderr(&bad));
+    let server = Server::start(models.path());
+
+    let npy = models.path().join("images.npy");
+    succeed(&["sample", "--models", root, "--model", "toy", "--npy", npy.to_str().unwrap()]);
+    for command in [&["sample"][..], &["score", "x.png"], &["score", "--npy", npy.to_str().unwrap()]] {
+        let refused = |place: &[&str]| pixeld(&[command, &["--model", "broken"], place].concat());
+        let here = refused(&["--models", root]);
+        assert_eq!(code(&here), 64, "{command:?}: {}", stderr(&here));
+        assert!(stderr(&here).contains("image.height"), "{command:?}: {}", stderr(&here));
+        let there = refused(&["--endpoint", &server.url]);
+        assert_eq!(code(&there), 69, "{command:?} elsewhere: {}", stderr(&there));
+    }
 
     let listed = json_lines(&succeed(&["models", "--models", root, "--json"]));
     let states: Vec<_> = listed.iter().map(|model| (model["name"].as_str(), model["state"].as_str())).collect();

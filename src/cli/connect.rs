@@ -59,7 +59,11 @@ pub(super) async fn several<T>(
         _ = interrupt.recv() => return Err(Failure::Interrupted),
     };
     let done = tokio::select! {
-        done = Box::pin(work(&connection.channels)) => done,
+        done = Box::pin(work(&connection.channels)) => done.map_err(|failure| match failure {
+            // The package is one that our user gave us, and no waiting makes it better.
+            Failure::NotServing(why) if connection.server.is_some() => Failure::Usage(why),
+            other => other,
+        }),
         _ = interrupt.recv() => Err(Failure::Interrupted),
     };
     let closed = tokio::select! {
@@ -95,7 +99,9 @@ impl Connection {
 
 async fn remote(url: &str, windows: &[Option<u32>]) -> Result<Connection, Failure> {
     let uri: Uri = url.parse().map_err(|error| Failure::Usage(format!("--endpoint {url}: {error}")))?;
-    if uri.scheme_str() != Some("http") {
+    // A port beyond 65535 is no port to the parser, and no fault either: it would connect to port 80.
+    let whole = uri.authority().is_some_and(|authority| uri.port().is_some() || authority.as_str() == authority.host());
+    if uri.scheme_str() != Some("http") || !whole {
         return Err(Failure::Usage(format!("--endpoint {url}: must be http://HOST:PORT")));
     }
     let endpoint = Endpoint::from(uri).connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true);

@@ -26,6 +26,8 @@ pub(super) enum Failure {
     Usage(String),
     /// The server is not there, or cannot take the work now.
     Unavailable(String),
+    /// The server is there, the model is not: its package was refused, or it broke down.
+    NotServing(String),
     /// Something broke.
     Internal(String),
     /// The user stopped it.
@@ -40,7 +42,7 @@ impl Failure {
         match self {
             Failure::OutputClosed => 0,
             Failure::Usage(_) => 64,
-            Failure::Unavailable(_) => 69,
+            Failure::Unavailable(_) | Failure::NotServing(_) => 69,
             Failure::Internal(_) => 70,
             Failure::Interrupted => 130,
         }
@@ -49,7 +51,10 @@ impl Failure {
     /// What the user is told, if anything.
     pub(super) fn message(&self) -> Option<&str> {
         match self {
-            Failure::Usage(message) | Failure::Unavailable(message) | Failure::Internal(message) => Some(message),
+            Failure::Usage(message)
+            | Failure::Unavailable(message)
+            | Failure::NotServing(message)
+            | Failure::Internal(message) => Some(message),
             Failure::Interrupted => Some("interrupted"),
             Failure::OutputClosed => None,
         }
@@ -99,8 +104,10 @@ impl From<Status> for Failure {
         match status.code() {
             Code::InvalidArgument | Code::NotFound | Code::OutOfRange => Failure::Usage(text),
             Code::FailedPrecondition if reason == "UNSUPPORTED" => Failure::Usage(text),
-            // A status without a source was sent by the server; one with a source tells that the connection broke.
-            Code::Unknown if std::error::Error::source(&status).is_some() => {
+            Code::FailedPrecondition if reason == "MODEL_FAILED" => Failure::NotServing(text),
+            // A status without a source was sent by the server; one with a source tells that the connection broke, or
+            // that something else than gRPC is spoken at its other end.
+            Code::Unknown | Code::Internal | Code::Cancelled if std::error::Error::source(&status).is_some() => {
                 Failure::Unavailable(format!("the connection broke: {text}"))
             }
             Code::Internal | Code::DataLoss | Code::Unknown => Failure::Internal(text),

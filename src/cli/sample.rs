@@ -50,25 +50,25 @@ pub(super) struct Sample {
     #[arg(long, default_value = "", hide_default_value = true)]
     model: String,
     /// Class label, or several as 0,1,2: one stream for each, all at once
-    #[arg(long, value_name = "LABEL", value_delimiter = ',')]
+    #[arg(long, value_name = "LABEL", value_delimiter = ',', allow_negative_numbers = true)]
     class: Vec<u32>,
     /// Images of each class
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true)]
     count: u32,
     /// Seed of the noise; drawn at random, and told, if left out
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     seed: Option<u64>,
     /// Noise number of the first image
-    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    #[arg(long, value_name = "NUMBER", default_value_t = 0, allow_negative_numbers = true)]
     first_index: u32,
     /// Divides the logits, 0 to 100: below 1 keeps to the likely, 0 always takes the likeliest value [default: 1]
-    #[arg(long, value_name = "T")]
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
     temperature: Option<f32>,
     /// Draw from the K likeliest values only, at least 1 [default: all]
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", allow_negative_numbers = true)]
     top_k: Option<u32>,
     /// Draw from the fewest values that have this much probability together, above 0 and at most 1 [default: 1]
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     top_p: Option<f32>,
     /// Smallest unit that the stream carries; values are the most immediate, rows the least work
     #[arg(long, value_enum, default_value_t = Granularity::Value)]

@@ -54,7 +54,7 @@ pub(super) struct Score {
     #[arg(long, value_name = "FILE")]
     npy: Option<PathBuf>,
     /// Class label of every image
-    #[arg(long, value_name = "LABEL")]
+    #[arg(long, value_name = "LABEL", allow_negative_numbers = true)]
     class: Option<u32>,
     /// NumPy file with the class label of each image
     #[arg(long, value_name = "FILE", conflicts_with = "class")]
@@ -157,7 +157,7 @@ impl Score {
         let model = client::get(channel, &self.model).await?;
         let shape = shape(model.shape.as_ref()).map_err(|what| {
             let name = client::short(&model.name);
-            Failure::Unavailable(format!("model {name} is not serving: {what} {}", model.state_message))
+            Failure::NotServing(format!("model {name} is not serving: {what} {}", model.state_message))
         })?;
         images.expect(shape).map_err(|what| Failure::Usage(format!("{}: {what}", path.display())))?;
         Ok(Input::Npy { images: Box::new(images), path, shape })

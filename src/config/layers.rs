@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use config::{Config as Merged, ConfigError, Environment, File, FileFormat, Map, Value, ValueKind};
+use config::{Config as Merged, ConfigError, Environment, File, FileFormat, Map, Source, Value, ValueKind};
 
 use super::{Config, check};
 use crate::error::Violations;
@@ -69,14 +69,19 @@ fn merge(layers: &Layers) -> Result<BTreeMap<String, Setting>, Violations> {
         builder = builder.add_source(File::from_str(&text, FileFormat::Toml));
     }
     let environment = Environment::with_prefix(PREFIX).separator(SEPARATOR).source(layers.environment.clone());
-    builder = builder.add_source(environment);
 
     let mut violations = Violations::new();
+    let named = environment.collect().map_err(|error| fault("configuration", error.to_string()))?;
+    for key in named.into_keys().filter(|key| is_list_place(key)) {
+        violations.add(key, format!("is not a setting (from {ENVIRONMENT_ORIGIN})"));
+    }
+    builder = builder.add_source(environment);
+
     for Flag { name, key, value } in &layers.flags {
         let value = Value::new(Some(&(*name).to_owned()), ValueKind::String(value.clone()));
         match builder.clone().set_override(key, value) {
-            Ok(with_flag) => builder = with_flag,
-            Err(_) => violations.add(*name, format!("must be section.key=value, got {key:?} as the key")),
+            Ok(with_flag) if !is_list_place(key) => builder = with_flag,
+            _ => violations.add(*name, format!("must be section.key=value, got {key:?} as the key")),
         }
     }
     violations.into_result(())?;
@@ -90,6 +95,11 @@ fn merge(layers: &Layers) -> Result<BTreeMap<String, Setting>, Violations> {
     let mut settings = BTreeMap::new();
     flatten(String::new(), merged.cache, &file, &mut settings);
     Ok(settings)
+}
+
+/// Whether the crate would take `key` for a place in a list, and make the list as long as the number in it says.
+fn is_list_place(key: &str) -> bool {
+    key.contains('[')
 }
 
 fn flatten(path: String, value: Value, file: &str, settings: &mut BTreeMap<String, Setting>) {

@@ -143,6 +143,16 @@ fn files_that_cannot_be_read_and_keys_that_are_none_are_named() {
 }
 
 #[test]
+fn a_key_that_is_a_place_in_a_list_is_refused_before_the_list_is_made() {
+    let layers = Layers {
+        environment: environment(&[("PIXELD__ENGINE__SLOTS[9999999999]", "1")]),
+        flags: vec![set("engine.slots[9999999999]", "1"), set("engine.slots[-9223372036854775808]", "1")],
+        ..isolated()
+    };
+    assert_eq!(fields(&load(&layers).unwrap_err()), ["engine.slots[9999999999]", "--set", "--set"]);
+}
+
+#[test]
 fn the_printed_configuration_reads_back_as_the_same() {
     let odd = Layers {
         flags: vec![
