@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs what needs PyTorch, with the packages of python/requirements.txt (fetched once into the user's cache).
 #     pytorch.sh tests          the reference's own tests, then the daemon beside it, live
-#     pytorch.sh bench-step     step times of libtorch through pixeld beside eager PyTorch, on the same weights
+#     pytorch.sh bench-peers    step times of pixeld beside those of PyTorch, on the same weights; takes arguments
 #     pytorch.sh train-digits   trains models/digits again
 set -eu
 cd "$(dirname "$0")/.."
@@ -15,10 +15,9 @@ tests)
     "$python" -m unittest discover --start-directory python/tests --verbose
     PIXELD="$pixeld" "$python" -m unittest discover --start-directory python/live --verbose
     ;;
-bench-step)
-    scratch=$(mktemp -d)
-    trap 'rm -rf "$scratch"' EXIT
-    "$python" python/step_bench.py "$scratch"
+bench-peers)
+    shift
+    PIXELD="$pixeld" "$python" python/bench/peers.py "$@"
     ;;
 train-digits)
     "$python" python/train_digits.py

@@ -35,11 +35,12 @@ def value_bytes(values: Sequence[int], levels: int) -> bytes:
     return b"".join(value.to_bytes(1 if levels <= 256 else 2, "little") for value in values)
 
 
-def safe_sample(module: ImageTransformer, first_seed: int, image: int = 0, **request: Any) -> tuple[int, Sample]:
-    """The first seed from `first_seed` on whose sample keeps SAFE_MARGIN everywhere, and that sample."""
+def safe_sample(module: ImageTransformer, first_seed: int, image: int = 0, margin: float = SAFE_MARGIN, **request: Any
+                ) -> tuple[int, Sample]:
+    """The first seed from `first_seed` on whose sample keeps `margin` everywhere, and that sample."""
     for seed in range(first_seed, first_seed + 1000):
         drawn = sample(module, seed, image, **request)
-        if drawn.margin > SAFE_MARGIN:
+        if drawn.margin > margin:
             return seed, drawn
     raise RuntimeError("no seed of 1000 keeps the margin")
 
