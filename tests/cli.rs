@@ -256,6 +256,15 @@ fn a_server_that_does_not_speak_grpc_ends_with_69() {
 }
 
 #[test]
+fn a_server_that_takes_the_connection_and_says_nothing_ends_with_69() {
+    let deaf = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", deaf.local_addr().unwrap());
+    let output = pixeld(&["models", "--endpoint", &url]);
+    assert_eq!(code(&output), 69, "{}", stderr(&output));
+    assert!(stderr(&output).contains("the connection broke"), "{}", stderr(&output));
+}
+
+#[test]
 fn every_fault_of_the_configuration_is_told_before_anything_starts() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(b"[server]\nlisten = \"nowhere\"\nport = 1\n[engine]\nslots = 0\n").unwrap();

@@ -15,6 +15,8 @@ use crate::app::{App, AppError};
 use crate::config::Config;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A server from which nothing is heard is asked for a sign after this long, and is gone if none comes in as long again.
+const KEEPALIVE: Duration = Duration::from_secs(10);
 /// Bytes that may wait in the pipe each way.
 const PIPE_BYTES: usize = 1 << 20;
 
@@ -104,7 +106,11 @@ async fn remote(url: &str, windows: &[Option<u32>]) -> Result<Connection, Failur
     if uri.scheme_str() != Some("http") || !whole {
         return Err(Failure::Usage(format!("--endpoint {url}: must be http://HOST:PORT")));
     }
-    let endpoint = Endpoint::from(uri).connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true);
+    let endpoint = Endpoint::from(uri)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE)
+        .tcp_nodelay(true);
     let mut channels = Vec::with_capacity(windows.len());
     for window in windows {
         let connected = endpoint.clone().initial_stream_window_size(*window).connect().await;
@@ -142,7 +148,7 @@ async fn local(config: Config, windows: &[Option<u32>]) -> Result<Connection, Fa
 }
 
 /// The cause of all causes: what a transport error says itself is just "transport error".
-fn innermost(error: &dyn std::error::Error) -> String {
+pub(super) fn innermost(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(source) = cause.source() {
         cause = source;

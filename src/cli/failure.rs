@@ -5,6 +5,7 @@ use std::fmt::Write;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
+use super::connect::innermost;
 use crate::error::Violations;
 
 /// Where a request's fields come from on the command line.
@@ -86,6 +87,11 @@ impl From<Violations> for Failure {
 
 impl From<Status> for Failure {
     fn from(status: Status) -> Self {
+        // A status without a source was sent by the server; one with a source tells that the connection broke, or that
+        // something else than gRPC is spoken at its other end.
+        if let Some(cause) = std::error::Error::source(&status) {
+            return Failure::Unavailable(format!("the connection broke: {}", innermost(cause)));
+        }
         let details = status.get_error_details();
         let reason = details.error_info().map(|info| info.reason.as_str()).unwrap_or_default();
         let mut text = status.message().to_owned();
@@ -105,11 +111,6 @@ impl From<Status> for Failure {
             Code::InvalidArgument | Code::NotFound | Code::OutOfRange => Failure::Usage(text),
             Code::FailedPrecondition if reason == "UNSUPPORTED" => Failure::Usage(text),
             Code::FailedPrecondition if reason == "MODEL_FAILED" => Failure::NotServing(text),
-            // A status without a source was sent by the server; one with a source tells that the connection broke, or
-            // that something else than gRPC is spoken at its other end.
-            Code::Unknown | Code::Internal | Code::Cancelled if std::error::Error::source(&status).is_some() => {
-                Failure::Unavailable(format!("the connection broke: {text}"))
-            }
             Code::Internal | Code::DataLoss | Code::Unknown => Failure::Internal(text),
             _ => Failure::Unavailable(text),
         }
