@@ -18,9 +18,9 @@ pub enum Activation {
 /// to = residual + activation(weight x + bias).
 #[derive(Debug)]
 pub struct Linear {
-    /// [outputs, inputs]
+    /// `[outputs, inputs]`
     pub weight: Tensor,
-    /// [outputs]
+    /// One number for each output.
     pub bias: Option<Tensor>,
     /// What follows.
     pub activation: Option<Activation>,
@@ -31,9 +31,9 @@ pub struct Linear {
 /// Layer normalisation over the features of a row.
 #[derive(Debug)]
 pub struct Normalisation {
-    /// [width]
+    /// One number for each feature.
     pub scale: Tensor,
-    /// [width]
+    /// One number for each feature.
     pub shift: Tensor,
     /// Added to the variance.
     pub epsilon: f64,
@@ -170,7 +170,7 @@ impl Builder {
         Self(Program { ops: Vec::new(), widths: Vec::new(), places, table_rows: u32::MAX, precision })
     }
 
-    /// The sum of the rows of `table` [rows, width] that are a row's inputs.
+    /// The sum of the rows of `table`, `[rows, width]`, that are a row's inputs.
     ///
     /// # Errors
     /// `table` is not a matrix.
