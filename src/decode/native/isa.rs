@@ -25,19 +25,30 @@ impl Isa {
     /// All that this machine has, the widest first.
     #[must_use]
     pub fn available() -> Vec<Self> {
-        let mut found = Vec::new();
+        [Isa::Avx512, Isa::Avx2, Isa::Portable].into_iter().filter(|isa| isa.is_available()).collect()
+    }
+
+    /// Whether this machine has it. The standard library keeps the answers, so asking costs a few loads.
+    fn is_available(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         {
-            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
-            let avx512 = is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512dq")
-                && is_x86_feature_detected!("avx512vl");
-            found.extend((avx2 && avx512).then_some(Isa::Avx512));
-            found.extend(avx2.then_some(Isa::Avx2));
+            let avx2 = || is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            let avx512 = || {
+                is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+            };
+            match self {
+                Isa::Avx512 => avx2() && avx512(),
+                Isa::Avx2 => avx2(),
+                Isa::Portable => true,
+            }
         }
-        found.push(Isa::Portable);
-        found
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            self == Isa::Portable
+        }
     }
 
     /// Its name, for people and reports.
@@ -67,23 +78,11 @@ impl Isa {
             }
 
             match self {
-                // SAFETY: the functions are safe but for the instructions they are compiled for. The macro's answers are
-                // kept by the standard library, so asking again costs a load, and no value of this enum, however it was
-                // made, can lead to an instruction the machine lacks.
-                Isa::Avx512
-                    if is_x86_feature_detected!("avx512f")
-                        && is_x86_feature_detected!("avx512bw")
-                        && is_x86_feature_detected!("avx512dq")
-                        && is_x86_feature_detected!("avx512vl")
-                        && is_x86_feature_detected!("avx2")
-                        && is_x86_feature_detected!("fma") =>
-                {
-                    return unsafe { avx512(kernel) };
-                }
+                // SAFETY: the function is safe but for the instructions it is compiled for, and this machine has them all:
+                // it was asked just now, so no value of this enum, however it was made, leads to one it lacks.
+                Isa::Avx512 if self.is_available() => return unsafe { avx512(kernel) },
                 // SAFETY: as above.
-                Isa::Avx2 if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") => {
-                    return unsafe { avx2(kernel) };
-                }
+                Isa::Avx2 if self.is_available() => return unsafe { avx2(kernel) },
                 _ => {}
             }
         }
