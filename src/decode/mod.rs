@@ -1,8 +1,10 @@
 //! Decode operations: what the step of a family is written in, once, and the backends that run it.
 //!
-//! A [`Program`] is a straight line of operations over registers. It is evaluated for any number of [`Rows`] together; a
-//! row stands for one rank of one image, and its place in the state says what it may see. [`torch`] runs programs in
-//! libtorch, [`native`] in kernels of our own on the CPU.
+//! A [`Network`] is some programs over one state; a program is a straight line of operations over registers. It is
+//! evaluated for any number of [`Rows`] together, operation after operation: a row that reads what another row writes gets
+//! it if the writing operation comes first in the program, wherever the rows stand. A row is one node of one image: the
+//! places it brings along say what it reads and where it writes. [`torch`] runs programs in libtorch, [`native`] in kernels
+//! of our own on the CPU.
 
 pub mod native;
 mod program;
@@ -11,12 +13,16 @@ pub mod torch;
 use std::fmt;
 use std::ops::Range;
 
-pub use program::{Activation, Attention, Builder, Linear, Normalisation, Program, Register};
+pub use program::{
+    Activation, Attention, Builder, Linear, Memory, NOWHERE, Network, Normalisation, Part, Passing, ProgramId,
+    Register, Ring, Sight, Taps,
+};
 
+use self::program::Needs;
 use crate::model::{ModelError, Slot};
 use crate::spec::Backend;
 
-/// A program with state of its own: keys and values of `slots` images.
+/// A network with state of its own, for some slots.
 pub trait Decoder: Send + fmt::Debug {
     /// Forgets what `slot` holds.
     ///
@@ -24,128 +30,153 @@ pub trait Decoder: Send + fmt::Debug {
     /// There is no such slot, or the device failed.
     fn clear(&mut self, slot: Slot) -> Result<(), ModelError>;
 
-    /// Evaluates `rows`; row i of the program's output goes to the i-th part of `out`, which has room for all.
+    /// Evaluates `rows` with `program`; row i of its output goes to the i-th part of `out`, which has room for all.
     ///
-    /// Rows of one slot follow each other in the order of their ranks, and each sees what those before it wrote.
+    /// Rows of one slot follow each other. Where the program looks at rings, they do so in the order of their ranks, and
+    /// each sees what those before it wrote.
     ///
     /// # Errors
     /// A row names what is not there, or the device failed.
-    fn run(&mut self, rows: &Rows, out: &mut [f32]) -> Result<(), ModelError>;
+    fn run(&mut self, program: ProgramId, rows: &Rows, out: &mut [f32]) -> Result<(), ModelError>;
 
-    /// Whether a row has the same bits however many rows of its slot are evaluated with it.
+    /// Whether a row has the same bits however many rows are evaluated with it.
     fn rows_are_invariant(&self) -> bool;
 
-    /// Another decoder of the same program, with the same number of slots and nothing in them. Weights are shared.
+    /// Another decoder of the same network, with the same number of slots and nothing in them. Weights are shared.
     ///
     /// # Errors
     /// There is no memory for its state.
     fn another(&self) -> Result<Box<dyn Decoder>, ModelError>;
 }
 
-/// A decoder of `program` for `slots` images.
+/// A decoder of `network` for `slots` images.
 ///
 /// # Errors
 /// There is no memory for its state, or the device failed.
-pub fn decoder(program: &Program, backend: Backend, slots: u32) -> Result<Box<dyn Decoder>, ModelError> {
+pub fn decoder(network: &Network, backend: Backend, slots: u32) -> Result<Box<dyn Decoder>, ModelError> {
     match backend {
-        Backend::Native => native::decoder(program, slots, native::Isa::detect()),
-        Backend::Torch => Ok(Box::new(torch::Torch::new(program, slots)?)),
+        Backend::Native => native::decoder(network, slots, native::Isa::detect()),
+        Backend::Torch => Ok(Box::new(torch::Torch::new(network, slots)?)),
     }
+}
+
+/// One row of an evaluation: one node of the image in `slot`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Row<'a> {
+    /// Where the image's state lies.
+    pub slot: u32,
+    /// Rows of every embedding table of the program whose sum is taken.
+    pub inputs: &'a [u32],
+    /// For [`Builder::input`].
+    pub numbers: &'a [f32],
+    /// For [`Builder::taps`], all of them in turn. Writing to [`NOWHERE`] writes nothing.
+    pub places: &'a [u32],
+    /// Where in every ring its keys and values go.
+    pub place: u32,
+    /// The places of rings it sees, its own among them; ascending, disjoint.
+    pub seen: &'a [Range<u32>],
 }
 
 /// The rows of one evaluation; kept from one to the next for their room.
 #[derive(Clone, Debug, Default)]
 pub struct Rows {
-    rows: Vec<Row>,
+    ends: Vec<Ends>,
     inputs: Vec<u32>,
+    numbers: Vec<f32>,
+    places: Vec<u32>,
     seen: Vec<Range<u32>>,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Row {
+/// A row, and where what it brings ends in the lists of all rows.
+#[derive(Clone, Copy, Debug, Default)]
+struct Ends {
     slot: u32,
     place: u32,
-    inputs_end: usize,
-    seen_end: usize,
-}
-
-/// One row of [`Rows`].
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct RowView<'a> {
-    pub(crate) slot: u32,
-    pub(crate) place: u32,
-    pub(crate) inputs: &'a [u32],
-    pub(crate) seen: &'a [Range<u32>],
+    inputs: usize,
+    numbers: usize,
+    places: usize,
+    seen: usize,
 }
 
 impl Rows {
     /// Takes every row out.
     pub fn clear(&mut self) {
-        self.rows.clear();
+        self.ends.clear();
         self.inputs.clear();
+        self.numbers.clear();
+        self.places.clear();
         self.seen.clear();
     }
 
-    /// Adds a row. `inputs`: rows of the input table whose sum it starts from. `place`: where its keys and values go.
-    /// `seen`: the places it sees, its own among them; ascending, disjoint, none empty.
-    pub fn push(&mut self, slot: Slot, inputs: &[u32], place: u32, seen: impl IntoIterator<Item = Range<u32>>) {
-        self.inputs.extend_from_slice(inputs);
-        self.seen.extend(seen.into_iter().filter(|range| !range.is_empty()));
-        let [inputs_end, seen_end] = [self.inputs.len(), self.seen.len()];
-        self.rows.push(Row { slot: slot.0, place, inputs_end, seen_end });
+    /// Adds a row.
+    pub fn push(&mut self, row: Row<'_>) {
+        self.inputs.extend_from_slice(row.inputs);
+        self.numbers.extend_from_slice(row.numbers);
+        self.places.extend_from_slice(row.places);
+        self.seen.extend(row.seen.iter().filter(|range| !range.is_empty()).cloned());
+        self.ends.push(Ends {
+            slot: row.slot,
+            place: row.place,
+            inputs: self.inputs.len(),
+            numbers: self.numbers.len(),
+            places: self.places.len(),
+            seen: self.seen.len(),
+        });
     }
 
     /// How many there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.rows.len()
+        self.ends.len()
     }
 
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
+        self.ends.is_empty()
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = RowView<'_>> {
-        let mut starts = (0, 0);
-        self.rows.iter().map(move |row| {
-            let inputs = self.inputs.get(starts.0..row.inputs_end).unwrap_or_default();
-            let seen = self.seen.get(starts.1..row.seen_end).unwrap_or_default();
-            starts = (row.inputs_end, row.seen_end);
-            RowView { slot: row.slot, place: row.place, inputs, seen }
+    fn iter(&self) -> impl Iterator<Item = Row<'_>> {
+        let mut from = Ends::default();
+        self.ends.iter().map(move |&to| {
+            let row = Row {
+                slot: to.slot,
+                inputs: self.inputs.get(from.inputs..to.inputs).unwrap_or_default(),
+                numbers: self.numbers.get(from.numbers..to.numbers).unwrap_or_default(),
+                places: self.places.get(from.places..to.places).unwrap_or_default(),
+                place: to.place,
+                seen: self.seen.get(from.seen..to.seen).unwrap_or_default(),
+            };
+            from = to;
+            row
         })
     }
 
-    /// Refuses rows that name what a decoder of `slots` slots and `places` places does not have, so that backends need
-    /// not look again.
-    fn check(&self, program: Shape, out: usize) -> Result<(), ModelError> {
+    /// Refuses rows that do not bring what a program needs, or name what it and its `slots` slots do not have, so that
+    /// backends need not look again.
+    fn check(&self, needs: Option<&Needs>, slots: u32, out: usize) -> Result<(), ModelError> {
         let fault = |what: String| Err(ModelError::Step(what));
-        if out != self.len() * program.width {
-            return fault(format!("{} rows of {} numbers do not fit {out}", self.len(), program.width));
+        let Some(needs) = needs else { return fault("there is no such program".to_owned()) };
+        if out != self.len() * needs.width {
+            return fault(format!("{} rows of {} numbers do not fit {out}", self.len(), needs.width));
         }
         for row in self.iter() {
             let ascending = row.seen.windows(2).all(|pair| matches!(pair, [a, b] if a.end <= b.start));
-            if row.slot >= program.slots
-                || row.place >= program.places
-                || !ascending
-                || row.seen.last().is_none_or(|last| last.end > program.places)
-                || row.inputs.iter().any(|&input| input >= program.table_rows)
+            let sees = row.seen.last().is_some_and(|last| last.end <= needs.ring);
+            let within = |(&place, &places): (&u32, &u32)| place < places || place == NOWHERE;
+            if row.slot >= slots
+                || row.numbers.len() != needs.numbers as usize
+                || row.places.len() != needs.places.len()
+                || !row.places.iter().zip(&needs.places).all(within)
+                || needs.ring > 0 && row.place >= needs.ring
+                || needs.looks && !(ascending && sees)
+                || row.inputs.iter().any(|&input| input >= needs.table_rows)
             {
-                return fault(format!("a row names what is not there: {row:?} of {program:?}"));
+                return fault(format!("a row names what is not there: {row:?} of {needs:?}"));
             }
         }
         Ok(())
     }
-}
-
-/// What rows are checked against.
-#[derive(Clone, Copy, Debug)]
-struct Shape {
-    slots: u32,
-    places: u32,
-    table_rows: u32,
-    width: usize,
 }
 
 #[cfg(test)]

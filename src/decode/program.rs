@@ -1,22 +1,58 @@
-//! Programs: operations over registers, built by a family from its weights.
+//! Programs: operations over registers, built by a family from its weights, over state that programs of a network share.
 
 use tch::{Kind, TchError, Tensor};
 
 use crate::spec::{Precision, StepCost};
 
+/// Stands in [`Rows`](super::Rows) for a place outside the image: what is taken from there is zero.
+pub const NOWHERE: u32 = u32::MAX;
+
 /// Names what an operation gives: one vector for each row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Register(pub(super) usize);
 
-/// What follows a linear map.
+/// Names a memory of a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory(pub(super) usize);
+
+/// Names the keys and values of one attention of a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ring(pub(super) usize);
+
+/// Names a program of a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProgramId(pub(super) usize);
+
+/// Names some of the places that each row of a program brings along.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taps {
+    pub(super) first: usize,
+    pub(super) count: usize,
+    /// Every place is below it.
+    places: u32,
+}
+
+/// What follows a linear map, or stands alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
     /// max(0, x).
     Relu,
+    /// ELU of x and then ELU of -x: twice as wide (PixelCNN++, section 2). Cannot follow a linear map.
+    ConcatElu,
+}
+
+impl Activation {
+    /// How many times as wide the result is.
+    pub(super) fn widens(self) -> u32 {
+        match self {
+            Activation::Relu => 1,
+            Activation::ConcatElu => 2,
+        }
+    }
 }
 
 /// to = residual + activation(weight x + bias).
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Linear {
     /// `[outputs, inputs]`
     pub weight: Tensor,
@@ -39,8 +75,7 @@ pub struct Normalisation {
     pub epsilon: f64,
 }
 
-/// Attention over what the image wrote before: the row's keys and values go to its place, then each head's query is
-/// compared with the keys of the places the row sees. Queries carry their scale already.
+/// Shape of an attention. Queries carry their scale already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attention {
     /// Heads.
@@ -52,69 +87,193 @@ pub struct Attention {
 }
 
 impl Attention {
-    /// Numbers a row brings: queries of all heads, their keys, their values.
-    pub(super) fn input_width(&self) -> u32 {
-        self.heads * (2 * self.head_key + self.head_value)
+    /// Numbers of the queries of all heads.
+    pub(super) fn query_width(&self) -> u32 {
+        self.heads * self.head_key
     }
 
-    /// Numbers a place holds.
+    /// Numbers a place holds: keys of all heads, then their values.
     pub(super) fn place_width(&self) -> u32 {
         self.heads * (self.head_key + self.head_value)
     }
+
+    /// Numbers that attention gives.
+    pub(super) fn value_width(&self) -> u32 {
+        self.heads * self.head_value
+    }
+}
+
+/// What a row of an attention may look at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sight {
+    /// The places that the row says.
+    Seen,
+    /// Every place of the ring.
+    All,
+}
+
+/// A part of a [`Builder::gather`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// A whole register.
+    Register(Register),
+    /// Of each place of `taps` in turn, `width` numbers of `memory` from column `column` on.
+    Memory {
+        /// Where from.
+        memory: Memory,
+        /// Which places.
+        taps: Taps,
+        /// First column.
+        column: u32,
+        /// Columns.
+        width: u32,
+    },
+}
+
+/// What a gate does to the half that passes it (Gated PixelCNN, eq. 2; PixelCNN++, section 2.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passing {
+    /// tanh.
+    Tanh,
+    /// Nothing.
+    Identity,
 }
 
 #[derive(Debug)]
 pub(super) enum Op {
     /// The sum of the table rows that are the row's inputs.
-    Embed {
-        table: Tensor,
-    },
-    Linear {
-        from: Register,
-        linear: Linear,
-    },
-    Normalise {
-        from: Register,
-        normalisation: Normalisation,
-    },
-    Attend {
-        from: Register,
-        attention: Attention,
-    },
+    Embed { table: Tensor },
+    /// The numbers of the row.
+    Input,
+    /// See [`Linear`].
+    Linear { from: Register, linear: Linear },
+    /// See [`Normalisation`].
+    Normalise { from: Register, normalisation: Normalisation },
+    /// Element by element.
+    Activate { from: Register, activation: Activation },
+    /// first + second.
+    Add { first: Register, second: Register },
+    /// residual + passing(first half) x sigmoid(second half).
+    Gate { from: Register, passing: Passing, residual: Option<Register> },
+    /// One step of a long short-term memory.
+    Cell { gates: Register, carried: Register },
+    /// Parts put side by side.
+    Gather { parts: Vec<Part> },
+    /// Writes a register to a memory, or to neighbouring places of it.
+    Remember { from: Register, memory: Memory, taps: Taps, column: u32 },
+    /// Writes keys and values to the row's place.
+    Store { from: Register, ring: Ring },
+    /// Compares each head's query with the keys of what the row sees and mixes the values.
+    Look { from: Register, ring: Ring, sight: Sight },
 }
 
 impl Op {
     /// The registers it reads.
-    pub(super) fn reads(&self) -> impl Iterator<Item = Register> + use<> {
-        let (first, second) = match self {
-            Op::Embed { .. } => (None, None),
-            Op::Linear { from, linear } => (Some(*from), linear.residual),
-            Op::Normalise { from, .. } | Op::Attend { from, .. } => (Some(*from), None),
-        };
-        first.into_iter().chain(second)
+    pub(super) fn reads(&self) -> Vec<Register> {
+        match self {
+            Op::Embed { .. } | Op::Input => Vec::new(),
+            Op::Linear { from, linear } => [Some(*from), linear.residual].into_iter().flatten().collect(),
+            Op::Gate { from, residual, .. } => [Some(*from), *residual].into_iter().flatten().collect(),
+            Op::Normalise { from, .. }
+            | Op::Activate { from, .. }
+            | Op::Remember { from, .. }
+            | Op::Store { from, .. }
+            | Op::Look { from, .. } => vec![*from],
+            Op::Add { first, second } => vec![*first, *second],
+            Op::Cell { gates, carried } => vec![*gates, *carried],
+            Op::Gather { parts } => parts
+                .iter()
+                .filter_map(|part| if let Part::Register(register) = part { Some(*register) } else { None })
+                .collect(),
+        }
     }
 }
 
-/// A decode step: operation i writes register i; the last one is the output.
+/// A straight line of operations: operation i writes register i.
 #[derive(Debug)]
-pub struct Program {
+pub(super) struct Program {
     pub(super) ops: Vec<Op>,
-    /// Of each register.
+    /// Of each register; 0 for operations that only write state.
     pub(super) widths: Vec<u32>,
-    /// Places an image's state has, for every attention.
-    pub(super) places: u32,
+    /// What a row of it gives.
+    pub(super) output: Option<Register>,
+    pub(super) needs: Needs,
+}
+
+/// What every row of a program must bring, and may name.
+#[derive(Clone, Debug)]
+pub(super) struct Needs {
+    /// Rows of the smallest table.
     pub(super) table_rows: u32,
-    pub(super) precision: Precision,
+    /// Numbers for [`Op::Input`].
+    pub(super) numbers: u32,
+    /// One more than the highest place, for each place of the row.
+    pub(super) places: Vec<u32>,
+    /// Places of the rings that the row's place lies in; 0 if it is not asked for one.
+    pub(super) ring: u32,
+    /// Whether it looks at what it sees.
+    pub(super) looks: bool,
+    /// Numbers of the output.
+    pub(super) width: usize,
 }
 
 impl Program {
-    /// Numbers of an output row.
-    #[must_use]
-    pub fn width(&self) -> u32 {
-        self.widths.last().copied().unwrap_or_default()
+    /// For each operation, the registers that nothing reads after it; the output is never among them.
+    pub(super) fn last_reads(&self) -> Vec<Vec<Register>> {
+        let mut last = vec![Vec::new(); self.ops.len()];
+        for register in (0..self.ops.len()).map(Register).filter(|register| Some(*register) != self.output) {
+            let reader = self.ops.iter().rposition(|op| op.reads().contains(&register));
+            // What nothing ever reads goes with the operation that made it.
+            if let Some(registers) = last.get_mut(reader.unwrap_or(register.0)) {
+                registers.push(register);
+            }
+        }
+        last
     }
 
-    /// The precision weights and state are held in.
+    /// Whether it works on memories rather than on rings.
+    pub(super) fn has_memory(&self) -> bool {
+        !self.needs.places.is_empty()
+    }
+}
+
+/// Programs, and the shape of the state they share: what one image remembers.
+#[derive(Debug)]
+pub struct Network {
+    pub(super) programs: Vec<Program>,
+    /// Width and places of each memory.
+    pub(super) memories: Vec<(u32, u32)>,
+    /// Shape and places of each ring.
+    pub(super) rings: Vec<(Attention, u32)>,
+    pub(super) precision: Precision,
+}
+
+impl Network {
+    /// No programs and no state yet. Matrices, and what rings hold, will be held in `precision`.
+    #[must_use]
+    pub fn new(precision: Precision) -> Self {
+        Self { programs: Vec::new(), memories: Vec::new(), rings: Vec::new(), precision }
+    }
+
+    /// A memory of `places` vectors of `width` numbers.
+    pub fn memory(&mut self, width: u32, places: u32) -> Memory {
+        self.memories.push((width, places));
+        Memory(self.memories.len() - 1)
+    }
+
+    /// Keys and values of `places` places.
+    pub fn ring(&mut self, attention: Attention, places: u32) -> Ring {
+        self.rings.push((attention, places));
+        Ring(self.rings.len() - 1)
+    }
+
+    /// Begins a program.
+    pub fn program(&mut self) -> Builder<'_> {
+        let needs = Needs { table_rows: u32::MAX, numbers: 0, places: Vec::new(), ring: 0, looks: false, width: 0 };
+        Builder { network: self, program: Program { ops: Vec::new(), widths: Vec::new(), output: None, needs } }
+    }
+
+    /// The precision weights and rings are held in.
     #[must_use]
     pub fn precision(&self) -> Precision {
         self.precision
@@ -123,51 +282,46 @@ impl Program {
     /// Bytes of one image's state.
     #[must_use]
     pub fn state_bytes(&self) -> u64 {
-        let numbers: u64 = self.attentions().map(|attention| u64::from(attention.place_width())).sum();
-        numbers * u64::from(self.places) * self.precision.bytes()
+        let rings =
+            self.rings.iter().map(|(attention, places)| u64::from(attention.place_width()) * u64::from(*places));
+        let memories = self.memories.iter().map(|&(width, places)| u64::from(width) * u64::from(places));
+        rings.sum::<u64>() * self.precision.bytes() + memories.sum::<u64>() * Precision::F32.bytes()
     }
 
-    /// What one evaluation costs at least, for rows that see `places` places in the mean.
+    /// What one evaluation of `program` costs at least, for rows that see `places` places in the mean.
     #[must_use]
-    pub fn cost(&self, places: f64) -> StepCost {
-        let mut cost = StepCost::default();
-        for op in &self.ops {
+    pub fn cost(&self, program: ProgramId, places: f64) -> StepCost {
+        let mut cost = StepCost { bytes_per_number: self.precision.bytes(), ..StepCost::default() };
+        for op in self.programs.get(program.0).map(|program| program.ops.as_slice()).unwrap_or_default() {
             match op {
-                Op::Embed { .. } | Op::Normalise { .. } => {}
                 Op::Linear { linear, .. } => cost.weights += linear.weight.numel() as u64,
-                Op::Attend { attention, .. } => cost.remembered += f64::from(attention.place_width()) * places,
+                Op::Look { ring, sight, .. } => {
+                    if let Some((attention, all)) = self.rings.get(ring.0) {
+                        let seen = if *sight == Sight::All { f64::from(*all) } else { places };
+                        cost.remembered += f64::from(attention.place_width()) * seen;
+                    }
+                }
+                _ => {}
             }
         }
-        cost.bytes_per_number = self.precision.bytes();
         cost
-    }
-
-    /// For each operation, the registers that nothing reads after it.
-    pub(super) fn last_reads(&self) -> Vec<Vec<Register>> {
-        let mut last = vec![Vec::new(); self.ops.len()];
-        for register in (0..self.ops.len()).map(Register) {
-            let reader = self.ops.iter().rposition(|op| op.reads().any(|read| read == register));
-            if let Some(registers) = reader.and_then(|reader| last.get_mut(reader)) {
-                registers.push(register);
-            }
-        }
-        last
-    }
-
-    fn attentions(&self) -> impl Iterator<Item = &Attention> {
-        self.ops.iter().filter_map(|op| if let Op::Attend { attention, .. } = op { Some(attention) } else { None })
     }
 }
 
 /// Puts a program together, operation by operation.
 #[derive(Debug)]
-pub struct Builder(Program);
+pub struct Builder<'n> {
+    network: &'n mut Network,
+    program: Program,
+}
 
-impl Builder {
-    /// An empty program whose state has `places` places, and whose matrices are held in `precision`.
-    #[must_use]
-    pub fn new(places: u32, precision: Precision) -> Self {
-        Self(Program { ops: Vec::new(), widths: Vec::new(), places, table_rows: u32::MAX, precision })
+impl Builder<'_> {
+    /// Every row will bring `count` places below `places`, or [`NOWHERE`]. Taps follow each other in a row in the order in
+    /// which they were asked for.
+    pub fn taps(&mut self, count: usize, places: u32) -> Taps {
+        let taps = Taps { first: self.program.needs.places.len(), count, places };
+        self.program.needs.places.resize(taps.first + count, places);
+        taps
     }
 
     /// The sum of the rows of `table`, `[rows, width]`, that are a row's inputs.
@@ -176,14 +330,24 @@ impl Builder {
     /// `table` is not a matrix.
     pub fn embed(&mut self, table: Tensor) -> Result<Register, TchError> {
         let (rows, width) = table.size2()?;
-        self.0.table_rows = self.0.table_rows.min(dimension(rows)?);
+        self.program.needs.table_rows = self.program.needs.table_rows.min(dimension(rows)?);
         Ok(self.push(dimension(width)?, Op::Embed { table }))
+    }
+
+    /// The numbers that a row brings, `width` of them; a program can have one such operation.
+    ///
+    /// # Errors
+    /// It has one already.
+    pub fn input(&mut self, width: u32) -> Result<Register, TchError> {
+        fits("numbers of a row", i64::from(self.program.needs.numbers), 0)?;
+        self.program.needs.numbers = width;
+        Ok(self.push(width, Op::Input))
     }
 
     /// See [`Linear`].
     ///
     /// # Errors
-    /// Shapes that do not fit each other.
+    /// Shapes that do not fit each other, or an activation that widens.
     pub fn linear(&mut self, from: Register, mut linear: Linear) -> Result<Register, TchError> {
         let (outputs, inputs) = linear.weight.size2()?;
         let outputs = dimension(outputs)?;
@@ -194,7 +358,8 @@ impl Builder {
         if let Some(residual) = linear.residual {
             fits("residual", i64::from(self.width(residual)?), outputs)?;
         }
-        if self.0.precision == Precision::Bf16 {
+        fits("activation", linear.activation.map_or(1, |activation| i64::from(activation.widens())), 1)?;
+        if self.network.precision == Precision::Bf16 {
             linear.weight = linear.weight.f_to_kind(Kind::BFloat16)?.f_to_kind(Kind::Float)?;
         }
         Ok(self.push(outputs, Op::Linear { from, linear }))
@@ -211,29 +376,169 @@ impl Builder {
         Ok(self.push(width, Op::Normalise { from, normalisation }))
     }
 
-    /// See [`Attention`].
+    /// activation(from), element by element.
     ///
     /// # Errors
-    /// `from` is not as wide as queries, keys and values of all heads.
-    pub fn attend(&mut self, from: Register, attention: Attention) -> Result<Register, TchError> {
-        fits("attention", i64::from(attention.input_width()), self.width(from)?)?;
-        Ok(self.push(attention.heads * attention.head_value, Op::Attend { from, attention }))
+    /// There is no such register.
+    pub fn activate(&mut self, from: Register, activation: Activation) -> Result<Register, TchError> {
+        let width = self.width(from)? * activation.widens();
+        Ok(self.push(width, Op::Activate { from, activation }))
     }
 
-    /// The program, whose output is what the last operation gives.
-    #[must_use]
-    pub fn finish(self) -> Program {
-        self.0
+    /// first + second.
+    ///
+    /// # Errors
+    /// They are not of one width.
+    pub fn add(&mut self, first: Register, second: Register) -> Result<Register, TchError> {
+        let width = self.width(first)?;
+        fits("second", i64::from(self.width(second)?), width)?;
+        Ok(self.push(width, Op::Add { first, second }))
     }
 
-    fn width(&self, register: Register) -> Result<u32, TchError> {
-        self.0.widths.get(register.0).copied().ok_or_else(|| TchError::Shape(format!("there is no {register:?}")))
+    /// residual + passing(first half of `from`) x sigmoid(second half).
+    ///
+    /// # Errors
+    /// `from` has no halves, or `residual` is not as wide as one.
+    pub fn gate(&mut self, from: Register, passing: Passing, residual: Option<Register>) -> Result<Register, TchError> {
+        let width = self.width(from)?;
+        fits("halves", i64::from(width % 2), 0)?;
+        if let Some(residual) = residual {
+            fits("residual", i64::from(self.width(residual)?), width / 2)?;
+        }
+        Ok(self.push(width / 2, Op::Gate { from, passing, residual }))
+    }
+
+    /// With `gates` = o, f, i, g and `carried` = c: c' = sigmoid(f) c + sigmoid(i) tanh(g), h = sigmoid(o) tanh(c'). Gives
+    /// c' and then h (PixelRNN, section 3.1).
+    ///
+    /// # Errors
+    /// `gates` is not four times as wide as `carried`.
+    pub fn cell(&mut self, gates: Register, carried: Register) -> Result<Register, TchError> {
+        let width = self.width(carried)?;
+        fits("gates", i64::from(self.width(gates)?), 4 * width)?;
+        Ok(self.push(2 * width, Op::Cell { gates, carried }))
+    }
+
+    /// `parts` side by side.
+    ///
+    /// # Errors
+    /// A part names what is not there.
+    pub fn gather(&mut self, parts: Vec<Part>) -> Result<Register, TchError> {
+        let mut width = 0;
+        for part in &parts {
+            width += match *part {
+                Part::Register(register) => self.width(register)?,
+                Part::Memory { memory, taps, column, width } => {
+                    self.check_taps(memory, taps, column + width)?;
+                    width * taps.count as u32
+                }
+            };
+        }
+        Ok(self.push(width, Op::Gather { parts }))
+    }
+
+    /// Writes `from` to the place of `taps` in `memory`, from column `column` on. One that is several times as wide as the
+    /// memory goes to as many neighbouring places.
+    ///
+    /// # Errors
+    /// It does not fit.
+    pub fn remember(&mut self, from: Register, memory: Memory, taps: Taps, column: u32) -> Result<(), TchError> {
+        let (width, places) = self.memory_shape(memory)?;
+        let given = self.width(from)?;
+        fits("places of what is remembered", taps.count as i64, 1)?;
+        if given > width && given % width.max(1) == 0 && column == 0 {
+            fits("places", i64::from(taps.places + given / width - 1), places)?;
+        } else {
+            self.check_taps(memory, taps, column + given)?;
+        }
+        self.push(0, Op::Remember { from, memory, taps, column });
+        Ok(())
+    }
+
+    /// Writes keys and values of all heads, which `from` holds one after the other, to the row's place of `ring`.
+    ///
+    /// # Errors
+    /// `from` is not as wide as they are.
+    pub fn store(&mut self, from: Register, ring: Ring) -> Result<(), TchError> {
+        let (attention, places) = self.ring_shape(ring)?;
+        fits("keys and values", i64::from(self.width(from)?), attention.place_width())?;
+        self.use_ring(places)?;
+        self.push(0, Op::Store { from, ring });
+        Ok(())
+    }
+
+    /// Attention: each head's query in `from` is compared with the keys of the places of `ring` in `sight`, whose values
+    /// are mixed accordingly.
+    ///
+    /// # Errors
+    /// `from` is not as wide as the queries.
+    pub fn look(&mut self, from: Register, ring: Ring, sight: Sight) -> Result<Register, TchError> {
+        let (attention, places) = self.ring_shape(ring)?;
+        fits("queries", i64::from(self.width(from)?), attention.query_width())?;
+        if sight == Sight::Seen {
+            self.program.needs.looks = true;
+            self.use_ring(places)?;
+        }
+        Ok(self.push(attention.value_width(), Op::Look { from, ring, sight }))
+    }
+
+    /// Ends the program; a row of it gives `output`.
+    ///
+    /// # Errors
+    /// There is no such register, or it works on memories and rings both, which no backend can do.
+    pub fn finish(mut self, output: Option<Register>) -> Result<ProgramId, TchError> {
+        if let Some(output) = output {
+            self.program.needs.width = self.width(output)? as usize;
+        }
+        let has_rings = self.program.ops.iter().any(|op| matches!(op, Op::Store { .. } | Op::Look { .. }));
+        fits("rings beside memories", i64::from(has_rings && self.program.has_memory()), 0)?;
+        fits("rings that rows do not stand in", i64::from(has_rings && self.program.needs.ring == 0), 0)?;
+        self.program.output = output;
+        self.network.programs.push(self.program);
+        Ok(ProgramId(self.network.programs.len() - 1))
+    }
+
+    /// How wide `register` is.
+    ///
+    /// # Errors
+    /// There is no such register.
+    pub fn width(&self, register: Register) -> Result<u32, TchError> {
+        self.program.widths.get(register.0).copied().ok_or_else(|| TchError::Shape(format!("there is no {register:?}")))
+    }
+
+    fn memory_shape(&self, memory: Memory) -> Result<(u32, u32), TchError> {
+        let found = self.network.memories.get(memory.0).copied();
+        found.ok_or_else(|| TchError::Shape(format!("there is no {memory:?}")))
+    }
+
+    fn ring_shape(&self, ring: Ring) -> Result<(Attention, u32), TchError> {
+        let found = self.network.rings.get(ring.0).copied();
+        found.ok_or_else(|| TchError::Shape(format!("there is no {ring:?}")))
+    }
+
+    /// The row's place is one for all rings that it writes to or looks at.
+    fn use_ring(&mut self, places: u32) -> Result<(), TchError> {
+        let needs = &mut self.program.needs;
+        if needs.ring != 0 {
+            fits("ring", i64::from(places), needs.ring)?;
+        }
+        needs.ring = places;
+        Ok(())
+    }
+
+    /// Refuses taps that lead beyond `memory`, or columns up to `end` that it does not have.
+    fn check_taps(&self, memory: Memory, taps: Taps, end: u32) -> Result<(), TchError> {
+        let (width, places) = self.memory_shape(memory)?;
+        if taps.places > places || end > width {
+            return Err(TchError::Shape(format!("{taps:?} up to column {end} of {places} places {width} wide")));
+        }
+        Ok(())
     }
 
     fn push(&mut self, width: u32, op: Op) -> Register {
-        self.0.ops.push(op);
-        self.0.widths.push(width);
-        Register(self.0.ops.len() - 1)
+        self.program.ops.push(op);
+        self.program.widths.push(width);
+        Register(self.program.ops.len() - 1)
     }
 }
 

@@ -304,12 +304,12 @@ fn total(row: &[Lanes], width: usize, f: impl Fn(f32) -> f32) -> f32 {
 
 /// Which places a row sees: runs of whole groups in ascending order, and which lanes of some of those groups count.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Sight {
+pub(super) struct Places {
     runs: Vec<Range<usize>>,
     partial: Vec<(usize, u16)>,
 }
 
-impl Sight {
+impl Places {
     /// Sees exactly the places of `ranges`, which are ascending and disjoint.
     pub(super) fn set(&mut self, ranges: impl Iterator<Item = Range<u32>>) {
         self.runs.clear();
@@ -345,7 +345,7 @@ pub(super) struct Attend<'a, G> {
     pub(super) place_groups: usize,
     pub(super) keys: &'a [G],
     pub(super) values: &'a [G],
-    pub(super) sight: &'a Sight,
+    pub(super) seen: &'a Places,
     pub(super) scores: &'a mut [Lanes],
     pub(super) query: &'a [Lanes],
     pub(super) to: &'a mut [Lanes],
@@ -361,14 +361,14 @@ impl<G: Group> Kernel for Attend<'_, G> {
         let values = self.values.chunks_exact(self.place_groups * LANES * value_groups);
         let heads = queries.chunks_exact(self.head_key).zip(to.chunks_exact_mut(self.head_value));
         for ((query, to), (keys, values)) in heads.zip(keys.zip(values)).take(self.heads) {
-            let scale = weigh::<FUSED, G>(query, keys, self.sight, self.scores);
+            let scale = weigh::<FUSED, G>(query, keys, self.seen, self.scores);
             let mut column = 0;
             while column < value_groups {
                 let to = &mut to[column * LANES..];
                 column += match value_groups - column {
-                    1 => mix::<FUSED, G, 1>(self.scores, values, self.sight, value_groups, column, scale, to),
-                    2 | 3 => mix::<FUSED, G, 2>(self.scores, values, self.sight, value_groups, column, scale, to),
-                    _ => mix::<FUSED, G, 4>(self.scores, values, self.sight, value_groups, column, scale, to),
+                    1 => mix::<FUSED, G, 1>(self.scores, values, self.seen, value_groups, column, scale, to),
+                    2 | 3 => mix::<FUSED, G, 2>(self.scores, values, self.seen, value_groups, column, scale, to),
+                    _ => mix::<FUSED, G, 4>(self.scores, values, self.seen, value_groups, column, scale, to),
                 };
             }
         }
@@ -378,8 +378,8 @@ impl<G: Group> Kernel for Attend<'_, G> {
 /// exp(query x key - the highest of these) for every place of the groups seen, zero for those not seen, in `scores`; and
 /// one over their sum.
 #[inline(always)]
-fn weigh<const FUSED: bool, G: Group>(query: &[f32], keys: &[G], sight: &Sight, scores: &mut [Lanes]) -> f32 {
-    for run in &sight.runs {
+fn weigh<const FUSED: bool, G: Group>(query: &[f32], keys: &[G], seen: &Places, scores: &mut [Lanes]) -> f32 {
+    for run in &seen.runs {
         let mut group = run.start;
         while group < run.end {
             let keys = &keys[group * query.len()..];
@@ -390,7 +390,7 @@ fn weigh<const FUSED: bool, G: Group>(query: &[f32], keys: &[G], sight: &Sight, 
             };
         }
     }
-    for &(group, seen) in &sight.partial {
+    for &(group, seen) in &seen.partial {
         for lane in 0..LANES {
             if seen & (1 << lane) == 0 {
                 scores[group].0[lane] = f32::NEG_INFINITY;
@@ -398,12 +398,12 @@ fn weigh<const FUSED: bool, G: Group>(query: &[f32], keys: &[G], sight: &Sight, 
         }
     }
     let mut highest = Lanes([f32::NEG_INFINITY; LANES]);
-    for score in sight.runs.iter().flat_map(|run| &scores[run.clone()]) {
+    for score in seen.runs.iter().flat_map(|run| &scores[run.clone()]) {
         highest = map2(&highest, score, |a, b| if b > a { b } else { a });
     }
     let highest = highest.0.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
     let mut totals = Lanes::default();
-    for run in &sight.runs {
+    for run in &seen.runs {
         for score in &mut scores[run.clone()] {
             *score = exponentials::<FUSED>(score, highest);
             totals = map2(&totals, score, |total, score| total + score);
@@ -433,14 +433,14 @@ fn products<const FUSED: bool, G: Group, const N: usize>(query: &[f32], keys: &[
 fn mix<const FUSED: bool, G: Group, const N: usize>(
     weights: &[Lanes],
     values: &[G],
-    sight: &Sight,
+    seen: &Places,
     width: usize,
     column: usize,
     scale: f32,
     to: &mut [f32],
 ) -> usize {
     let mut sums = [[Lanes::default(); N]; CHAINS];
-    for run in &sight.runs {
+    for run in &seen.runs {
         let values = values[run.start * LANES * width..run.end * LANES * width].chunks_exact(LANES * width);
         // Whole groups: the weights of places that are not seen are zero, and what lies there is finite.
         for (weights, values) in weights[run.clone()].iter().zip(values) {
@@ -492,6 +492,154 @@ fn exponentials<const FUSED: bool>(scores: &Lanes, highest: f32) -> Lanes {
         result.0[lane] = if hidden { 0.0 } else { p * power };
     }
     result
+}
+
+/// 1 / (1 + exp(-x)), lane by lane, and tanh; both through exp(-|x|), which cannot overflow.
+#[inline(always)]
+fn sigmoid<const FUSED: bool>(x: &Lanes) -> Lanes {
+    let e = exponentials::<FUSED>(&map2(x, x, |x, _| -x.abs()), 0.0);
+    map2(x, &e, |x, e| (if x < 0.0 { e } else { 1.0 }) / (1.0 + e))
+}
+
+#[inline(always)]
+fn tanh<const FUSED: bool>(x: &Lanes) -> Lanes {
+    let e = exponentials::<FUSED>(&map2(x, x, |x, _| -2.0 * x.abs()), 0.0);
+    map2(x, &e, |x, e| ((1.0 - e) / (1.0 + e)).copysign(x))
+}
+
+/// x above 0, exp(x) - 1 below.
+#[inline(always)]
+fn elu<const FUSED: bool>(x: &Lanes) -> Lanes {
+    let e = exponentials::<FUSED>(&map2(x, x, |x, _| if x > 0.0 { 0.0 } else { x }), 0.0);
+    map2(x, &e, |x, e| if x > 0.0 { x } else { e - 1.0 })
+}
+
+/// Up to sixteen numbers of `row` from `at` on; the rest is zero.
+#[inline(always)]
+fn load(row: &[f32], at: usize) -> Lanes {
+    let mut lanes = Lanes::default();
+    match row[at..].first_chunk() {
+        Some(whole) => lanes.0 = *whole,
+        None => lanes.0.iter_mut().zip(&row[at..]).for_each(|(lane, &number)| *lane = number),
+    }
+    lanes
+}
+
+/// Writes `lanes` to `row` from `at` on, as far as it goes.
+#[inline(always)]
+fn save(lanes: &Lanes, row: &mut [f32], at: usize) {
+    match row[at..].first_chunk_mut() {
+        Some(whole) => *whole = lanes.0,
+        None => row[at..].iter_mut().zip(&lanes.0).for_each(|(number, &lane)| *number = lane),
+    }
+}
+
+/// Rows of `stride` groups as numbers.
+#[inline(always)]
+fn rows_of(buffer: &[Lanes], stride: usize) -> impl Iterator<Item = &[f32]> {
+    bytemuck::cast_slice::<_, f32>(buffer).chunks_exact(stride * LANES)
+}
+
+/// Rows of `stride` groups as numbers, to write to.
+#[inline(always)]
+fn rows_of_mut(buffer: &mut [Lanes], stride: usize) -> impl Iterator<Item = &mut [f32]> {
+    bytemuck::cast_slice_mut::<_, f32>(buffer).chunks_exact_mut(stride * LANES)
+}
+
+/// relu(x), or elu(x) and then elu(-x), of rows of `width` numbers.
+pub(super) struct Activate<'a> {
+    pub(super) width: usize,
+    pub(super) concat_elu: bool,
+    pub(super) from: &'a [Lanes],
+    pub(super) from_stride: usize,
+    pub(super) to: &'a mut [Lanes],
+    pub(super) to_stride: usize,
+}
+
+impl Kernel for Activate<'_> {
+    #[inline(always)]
+    fn run<const FUSED: bool>(self) {
+        let Self { width, concat_elu, from, from_stride, to, to_stride } = self;
+        for (from, to) in rows_of(from, from_stride).zip(rows_of_mut(to, to_stride)) {
+            let from = &from[..width];
+            for at in (0..width).step_by(LANES) {
+                let x = load(from, at);
+                if concat_elu {
+                    save(&elu::<FUSED>(&x), &mut to[..width], at);
+                    save(&elu::<FUSED>(&map2(&x, &x, |x, _| -x)), &mut to[width..2 * width], at);
+                } else {
+                    save(&map2(&x, &x, |x, _| if x < 0.0 { 0.0 } else { x }), &mut to[..width], at);
+                }
+            }
+        }
+    }
+}
+
+/// residual + a x sigmoid(b) of rows of `width` numbers a and as many b, with tanh(a) for a if so said.
+pub(super) struct Gate<'a> {
+    pub(super) width: usize,
+    pub(super) tanh: bool,
+    pub(super) from: &'a [Lanes],
+    pub(super) from_stride: usize,
+    /// Rows as long as those of `to`.
+    pub(super) residual: Option<&'a [Lanes]>,
+    pub(super) to: &'a mut [Lanes],
+    pub(super) to_stride: usize,
+}
+
+impl Kernel for Gate<'_> {
+    #[inline(always)]
+    fn run<const FUSED: bool>(self) {
+        let Self { width, tanh: through_tanh, from, from_stride, residual, to, to_stride } = self;
+        for (row, (from, to)) in rows_of(from, from_stride).zip(rows_of_mut(to, to_stride)).enumerate() {
+            let (passing, gate) = (&from[..width], &from[width..2 * width]);
+            for at in (0..width).step_by(LANES) {
+                let mut passed = load(passing, at);
+                if through_tanh {
+                    passed = tanh::<FUSED>(&passed);
+                }
+                let gate = sigmoid::<FUSED>(&load(gate, at));
+                let mut result = map2(&passed, &gate, |a, b| a * b);
+                if let Some(residual) = residual {
+                    result = map2(&residual[row * to_stride + at / LANES], &result, |residual, a| residual + a);
+                }
+                save(&result, &mut to[..width], at);
+            }
+        }
+    }
+}
+
+/// One step of a long short-term memory, rows of 4 x `width` gates (o, f, i, g) and `width` carried numbers c: c' and then
+/// h, with c' = sigmoid(f) c + sigmoid(i) tanh(g) and h = sigmoid(o) tanh(c').
+pub(super) struct Cell<'a> {
+    pub(super) width: usize,
+    pub(super) gates: &'a [Lanes],
+    pub(super) gates_stride: usize,
+    pub(super) carried: &'a [Lanes],
+    pub(super) carried_stride: usize,
+    pub(super) to: &'a mut [Lanes],
+    pub(super) to_stride: usize,
+}
+
+impl Kernel for Cell<'_> {
+    #[inline(always)]
+    fn run<const FUSED: bool>(self) {
+        let Self { width, gates, gates_stride, carried, carried_stride, to, to_stride } = self;
+        let rows = rows_of(gates, gates_stride).zip(rows_of(carried, carried_stride));
+        for ((gates, carried), to) in rows.zip(rows_of_mut(to, to_stride)) {
+            let part = |index: usize| &gates[index * width..(index + 1) * width];
+            let (next, hidden) = to[..2 * width].split_at_mut(width);
+            for at in (0..width).step_by(LANES) {
+                let [o, f, i] = [0, 1, 2].map(|index| sigmoid::<FUSED>(&load(part(index), at)));
+                let g = tanh::<FUSED>(&load(part(3), at));
+                let new = map2(&i, &g, |i, g| i * g);
+                let kept = map2(&f, &load(&carried[..width], at), |f, c| f * c);
+                let c = map2(&kept, &new, |kept, new| kept + new);
+                save(&map2(&o, &tanh::<FUSED>(&c), |o, c| o * c), hidden, at);
+                save(&c, next, at);
+            }
+        }
+    }
 }
 
 /// to += row.

@@ -1,9 +1,9 @@
-//! Programs in kernels of our own, on the CPU: weights packed once, keys and values in place, bits that no other row and no
-//! other slot can change.
+//! Networks in kernels of our own, on the CPU: weights packed once, state in place, bits that no other row and no other slot
+//! can change.
 //!
 //! Layouts. Weights: panels of 64 (then 32) columns, input after input, so that a step reads them from front to back.
 //! Keys: for each slot, head and sixteen places, feature after feature, so that a query meets sixteen keys at once. Values:
-//! for each slot, head and place, the features, padded to whole groups.
+//! for each slot, head and place, the features, padded to whole groups. Memories: for each slot and place, the numbers.
 
 mod isa;
 mod kernels;
@@ -15,76 +15,105 @@ use std::sync::Arc;
 
 pub use isa::Isa;
 
-use self::kernels::{Attend, Group, LANES, Lanes, Linear, Normalise, Sight, add};
+use self::kernels::{Activate, Attend, Cell, Gate, Group, LANES, Lanes, Linear, Normalise, Places, add};
 use self::pack::{Bf16, F32, Format, Matrix, vector};
-use super::program::{Activation, Attention, Op, Program, Register};
-use super::{Decoder, Rows, Shape};
+use super::program::{
+    Activation, Attention, NOWHERE, Needs, Network, Op, Part, Passing, Program, ProgramId, Register, Sight, Taps,
+};
+use super::{Decoder, Row, Rows};
 use crate::model::{ModelError, Slot};
 use crate::spec::Precision;
 
-/// Rows evaluated together; more are taken in turn. Enough to read the weights of a long prefix seldom, few enough for the
-/// registers to stay in the cache.
+/// Rows evaluated together where they are independent; more are taken in turn. Enough to read the weights of a long prefix
+/// seldom, few enough for the registers to stay in the cache.
 const MOST_ROWS: usize = 48;
 
-/// A decoder of `program` for `slots` images with the instructions `isa`.
+/// A decoder of `network` for `slots` images with the instructions `isa`.
 ///
 /// # Errors
 /// There is no memory for weights or state.
-pub fn decoder(program: &Program, slots: u32, isa: Isa) -> Result<Box<dyn Decoder>, ModelError> {
-    Ok(match program.precision() {
-        Precision::F32 => Box::new(Native::<F32>::new(Arc::new(Compiled::new(program)?), slots, isa)?),
-        Precision::Bf16 => Box::new(Native::<Bf16>::new(Arc::new(Compiled::new(program)?), slots, isa)?),
+pub fn decoder(network: &Network, slots: u32, isa: Isa) -> Result<Box<dyn Decoder>, ModelError> {
+    Ok(match network.precision() {
+        Precision::F32 => Box::new(Native::<F32>::new(Arc::new(Compiled::new(network)?), slots, isa)?),
+        Precision::Bf16 => Box::new(Native::<Bf16>::new(Arc::new(Compiled::new(network)?), slots, isa)?),
     })
 }
 
-/// A program with its weights packed; shared by every decoder of it.
+/// A network with its weights packed; shared by every decoder of it.
 struct Compiled<F: Format> {
+    programs: Vec<Code<F>>,
+    /// Width and places of each memory.
+    memories: Vec<(usize, usize)>,
+    rings: Vec<Heads>,
+}
+
+/// A program.
+struct Code<F: Format> {
     ops: Vec<Packed<F>>,
     /// Groups of a row of each buffer.
     strides: Vec<usize>,
-    place_groups: usize,
-    places: u32,
-    table_rows: u32,
-    width: usize,
+    /// The buffer of what a row gives.
+    output: Option<usize>,
+    needs: Needs,
 }
 
 /// An operation and the buffers it works on.
 struct Packed<F: Format> {
     kind: Kind<F>,
     from: usize,
-    residual: Option<usize>,
+    /// The second register it reads.
+    other: Option<usize>,
     to: usize,
 }
 
 enum Kind<F: Format> {
     Embed { table: Vec<Lanes> },
+    Input,
     Linear { weight: Matrix<F>, bias: Option<Vec<Lanes>>, relu: bool },
     Normalise { width: usize, scale: Vec<Lanes>, shift: Vec<Lanes>, epsilon: f32 },
-    Attend { shape: Heads, state: usize },
+    Activate { width: usize, activation: Activation },
+    Add,
+    Gate { width: usize, passing: Passing },
+    Cell { width: usize },
+    Gather { parts: Vec<Piece> },
+    Remember { memory: usize, tap: usize, column: usize, width: usize },
+    Store { ring: usize },
+    Look { ring: usize, sight: Sight },
 }
 
-/// Sizes of an attention.
+/// A part of what is gathered.
+enum Piece {
+    Buffer { buffer: usize, width: usize },
+    Memory { memory: usize, taps: Taps, column: usize, width: usize },
+}
+
+/// Sizes of a ring.
 #[derive(Clone, Copy)]
 struct Heads {
     heads: usize,
     head_key: usize,
     head_value: usize,
+    places: usize,
 }
 
 impl Heads {
-    fn new(attention: &Attention) -> Self {
-        let [heads, head_key, head_value] =
-            [attention.heads, attention.head_key, attention.head_value].map(|n| n as usize);
-        Self { heads, head_key, head_value }
+    fn new(attention: &Attention, places: u32) -> Self {
+        let [heads, head_key, head_value, places] =
+            [attention.heads, attention.head_key, attention.head_value, places].map(|n| n as usize);
+        Self { heads, head_key, head_value, places }
     }
 
     fn value_groups(self) -> usize {
         self.head_value.div_ceil(LANES)
     }
 
-    /// Groups of one slot's keys, and of its values, for `place_groups` groups of places.
-    fn groups(self, place_groups: usize) -> [usize; 2] {
-        let places = self.heads * place_groups;
+    fn place_groups(self) -> usize {
+        self.places.div_ceil(LANES)
+    }
+
+    /// Groups of one slot's keys, and of its values.
+    fn groups(self) -> [usize; 2] {
+        let places = self.heads * self.place_groups();
         [places * self.head_key, places * LANES * self.value_groups()]
     }
 }
@@ -95,46 +124,74 @@ fn stride(width: u32) -> usize {
 }
 
 impl<F: Format> Compiled<F> {
+    fn new(network: &Network) -> Result<Self, ModelError> {
+        Ok(Self {
+            programs: network.programs.iter().map(Code::new).collect::<Result<_, _>>()?,
+            memories: network.memories.iter().map(|&(width, places)| (width as usize, places as usize)).collect(),
+            rings: network.rings.iter().map(|(attention, places)| Heads::new(attention, *places)).collect(),
+        })
+    }
+}
+
+impl<F: Format> Code<F> {
     fn new(program: &Program) -> Result<Self, ModelError> {
         let buffers = Buffers::assign(program);
         let buffer = |register: Register| buffers.of.get(register.0).copied().unwrap_or_default();
-        let mut states = 0;
+        let width = |register: Register| program.widths.get(register.0).map_or(0, |&width| width as usize);
         let mut ops = Vec::with_capacity(program.ops.len());
         for (index, op) in program.ops.iter().enumerate() {
-            let reads: Vec<usize> = op.reads().map(buffer).collect();
+            let reads = op.reads();
+            let to = Register(index);
             let kind = match op {
                 Op::Embed { table } => Kind::Embed { table: pack::rows(table)? },
+                Op::Input => Kind::Input,
                 Op::Linear { linear, .. } => Kind::Linear {
                     weight: Matrix::pack(&linear.weight)?,
                     bias: linear.bias.as_ref().map(vector).transpose()?,
                     relu: linear.activation == Some(Activation::Relu),
                 },
                 Op::Normalise { normalisation, .. } => Kind::Normalise {
-                    width: program.widths.get(index).map_or(0, |&width| width as usize),
+                    width: width(to),
                     scale: vector(&normalisation.scale)?,
                     shift: vector(&normalisation.shift)?,
                     epsilon: normalisation.epsilon as f32,
                 },
-                Op::Attend { attention, .. } => {
-                    states += 1;
-                    Kind::Attend { shape: Heads::new(attention), state: states - 1 }
+                Op::Activate { from, activation } => Kind::Activate { width: width(*from), activation: *activation },
+                Op::Add { .. } => Kind::Add,
+                Op::Gate { passing, .. } => Kind::Gate { width: width(to), passing: *passing },
+                Op::Cell { carried, .. } => Kind::Cell { width: width(*carried) },
+                Op::Gather { parts } => {
+                    let piece = |part: &Part| match *part {
+                        Part::Register(from) => Piece::Buffer { buffer: buffer(from), width: width(from) },
+                        Part::Memory { memory, taps, column, width } => {
+                            Piece::Memory { memory: memory.0, taps, column: column as usize, width: width as usize }
+                        }
+                    };
+                    Kind::Gather { parts: parts.iter().map(piece).collect() }
                 }
+                Op::Remember { from, memory, taps, column } => {
+                    Kind::Remember { memory: memory.0, tap: taps.first, column: *column as usize, width: width(*from) }
+                }
+                Op::Store { ring, .. } => Kind::Store { ring: ring.0 },
+                Op::Look { ring, sight, .. } => Kind::Look { ring: ring.0, sight: *sight },
             };
             ops.push(Packed {
                 kind,
-                from: reads.first().copied().unwrap_or_default(),
-                residual: reads.get(1).copied(),
-                to: buffer(Register(index)),
+                from: reads.first().copied().map(buffer).unwrap_or_default(),
+                other: reads.get(1).copied().map(buffer),
+                to: buffer(to),
             });
         }
-        Ok(Self {
-            ops,
-            strides: buffers.strides,
-            place_groups: (program.places as usize).div_ceil(LANES),
-            places: program.places,
-            table_rows: program.table_rows,
-            width: program.width() as usize,
-        })
+        Ok(Self { ops, strides: buffers.strides, output: program.output.map(buffer), needs: program.needs.clone() })
+    }
+
+    fn stride(&self, buffer: usize) -> usize {
+        self.strides.get(buffer).copied().unwrap_or(1)
+    }
+
+    /// Whether what a row gets may be written by a later row of the same image.
+    fn reads_ahead(&self) -> bool {
+        self.ops.iter().any(|op| matches!(op.kind, Kind::Gather { .. }))
     }
 }
 
@@ -162,15 +219,15 @@ impl Buffers {
     }
 }
 
-/// Keys and values of every slot, for one attention.
+/// Keys and values of every slot, for one ring.
 struct State<G> {
     keys: Vec<G>,
     values: Vec<G>,
 }
 
 impl<G: Group> State<G> {
-    fn new(shape: Heads, place_groups: usize, slots: usize) -> Result<Self, ModelError> {
-        let [keys, values] = shape.groups(place_groups).map(|groups| zeros(groups.checked_mul(slots)));
+    fn new(shape: Heads, slots: usize) -> Result<Self, ModelError> {
+        let [keys, values] = shape.groups().map(|groups| zeros(groups.checked_mul(slots)));
         Ok(Self { keys: keys?, values: values? })
     }
 
@@ -193,25 +250,46 @@ impl<G: Group> State<G> {
 }
 
 /// Zeros, or a refusal where they do not fit into memory.
-fn zeros<G: Group>(groups: Option<usize>) -> Result<Vec<G>, ModelError> {
+fn zeros<T: Clone + Default>(groups: Option<usize>) -> Result<Vec<T>, ModelError> {
     let mut memory = Vec::new();
     let reserved = groups.and_then(|groups| memory.try_reserve_exact(groups).ok().map(|()| groups));
     let Some(groups) = reserved else {
         return Err(ModelError::Step("there is no memory for the decode state".to_owned()));
     };
-    memory.resize(groups, G::default());
+    memory.resize(groups, T::default());
     Ok(memory)
 }
 
-/// A program, the state of its slots, and room to work in.
+/// A network, the state of its slots, and room to work in.
 struct Native<F: Format> {
     compiled: Arc<Compiled<F>>,
     isa: Isa,
     slots: u32,
-    states: Vec<State<F::Group>>,
+    rings: Vec<State<F::Group>>,
+    /// Of each memory the numbers of all slots.
+    memories: Vec<Vec<f32>>,
+    work: Work,
+}
+
+/// Room to work in, kept from one evaluation to the next.
+#[derive(Default)]
+struct Work {
     buffers: Vec<Vec<Lanes>>,
-    sights: Vec<Sight>,
+    /// Of each row.
+    seen: Vec<Places>,
+    /// Every place of a ring.
+    all: Places,
     scores: Vec<Lanes>,
+}
+
+impl Work {
+    fn buffer(&self, index: usize) -> &[Lanes] {
+        self.buffers.get(index).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    fn numbers(&self, index: usize) -> &[f32] {
+        bytemuck::cast_slice(self.buffer(index))
+    }
 }
 
 impl<F: Format> fmt::Debug for Native<F> {
@@ -222,54 +300,52 @@ impl<F: Format> fmt::Debug for Native<F> {
 
 impl<F: Format> Native<F> {
     fn new(compiled: Arc<Compiled<F>>, slots: u32, isa: Isa) -> Result<Self, ModelError> {
-        let shapes = compiled.ops.iter().filter_map(|op| match op.kind {
-            Kind::Attend { shape, .. } => Some(shape),
-            _ => None,
-        });
-        let states = shapes.map(|shape| State::new(shape, compiled.place_groups, slots as usize));
+        let rings = compiled.rings.iter().map(|&shape| State::new(shape, slots as usize));
+        let numbers = |(width, places): (usize, usize)| width.checked_mul(places)?.checked_mul(slots as usize);
+        let memories = compiled.memories.iter().map(|&shape| zeros(numbers(shape)));
+        let most_places = compiled.rings.iter().map(|ring| ring.place_groups()).max().unwrap_or(0);
         Ok(Self {
-            states: states.collect::<Result<_, _>>()?,
+            rings: rings.collect::<Result<_, _>>()?,
+            memories: memories.collect::<Result<_, _>>()?,
             isa,
             slots,
-            buffers: vec![Vec::new(); compiled.strides.len()],
-            sights: Vec::new(),
-            scores: vec![Lanes::default(); compiled.place_groups],
+            work: Work { scores: vec![Lanes::default(); most_places], ..Work::default() },
             compiled,
         })
     }
 
-    /// Evaluates at most [`MOST_ROWS`] rows, whose output goes to `out`.
-    fn evaluate(&mut self, rows: &[super::RowView<'_>], out: &mut [f32]) {
-        let compiled = Arc::clone(&self.compiled);
-        for (buffer, &stride) in self.buffers.iter_mut().zip(&compiled.strides) {
+    /// Evaluates `rows` together; their output goes to `out`.
+    fn evaluate(&mut self, code: &Code<F>, rows: &[Row<'_>], out: &mut [f32]) {
+        let work = &mut self.work;
+        work.buffers.resize_with(work.buffers.len().max(code.strides.len()), Vec::new);
+        for (buffer, &stride) in work.buffers.iter_mut().zip(&code.strides) {
             buffer.resize(rows.len() * stride, Lanes::default());
         }
-        self.sights.resize_with(rows.len().max(self.sights.len()), Sight::default);
-        for (sight, row) in self.sights.iter_mut().zip(rows) {
-            sight.set(row.seen.iter().cloned());
+        if code.needs.looks {
+            work.seen.resize_with(rows.len().max(work.seen.len()), Places::default);
+            for (seen, row) in work.seen.iter_mut().zip(rows) {
+                seen.set(row.seen.iter().cloned());
+            }
         }
-        for op in &compiled.ops {
+        for op in &code.ops {
             // Taken out while it is written; nothing an operation reads lies in the buffer it writes.
-            let Some(mut to) = self.buffers.get_mut(op.to).map(std::mem::take) else { continue };
-            self.perform(op, &compiled, rows, &mut to);
-            if let Some(buffer) = self.buffers.get_mut(op.to) {
+            let Some(mut to) = self.work.buffers.get_mut(op.to).map(std::mem::take) else { continue };
+            self.perform(op, code, rows, &mut to);
+            if let Some(buffer) = self.work.buffers.get_mut(op.to) {
                 *buffer = to;
             }
         }
-        let Some(last) = compiled.ops.last() else { return };
-        let (stride, buffer) = (compiled.stride(last.to), self.buffer(last.to));
-        let numbers: &[f32] = bytemuck::cast_slice(buffer);
-        for (out, row) in out.chunks_exact_mut(compiled.width).zip(numbers.chunks_exact(stride * LANES)) {
-            out.copy_from_slice(row.get(..compiled.width).unwrap_or_default());
+        let Some(output) = code.output else { return };
+        let numbers = self.work.numbers(output);
+        let width = code.needs.width;
+        for (out, row) in out.chunks_exact_mut(width.max(1)).zip(numbers.chunks_exact(code.stride(output) * LANES)) {
+            out.copy_from_slice(row.get(..width).unwrap_or_default());
         }
     }
 
-    fn buffer(&self, index: usize) -> &[Lanes] {
-        self.buffers.get(index).map(Vec::as_slice).unwrap_or_default()
-    }
-
-    fn perform(&mut self, op: &Packed<F>, compiled: &Compiled<F>, rows: &[super::RowView<'_>], to: &mut [Lanes]) {
-        let [from_stride, to_stride] = [compiled.stride(op.from), compiled.stride(op.to)];
+    fn perform(&mut self, op: &Packed<F>, code: &Code<F>, rows: &[Row<'_>], to: &mut [Lanes]) {
+        let Self { work, isa, memories, rings, compiled, .. } = self;
+        let [from_stride, to_stride] = [code.stride(op.from), code.stride(op.to)];
         match &op.kind {
             Kind::Embed { table } => {
                 for (to, row) in to.chunks_exact_mut(to_stride).zip(rows) {
@@ -280,47 +356,115 @@ impl<F: Format> Native<F> {
                     }
                 }
             }
-            Kind::Linear { weight, bias, relu } => self.isa.run(Linear {
+            Kind::Input => {
+                let to: &mut [f32] = bytemuck::cast_slice_mut(to);
+                for (to, row) in to.chunks_exact_mut(to_stride * LANES).zip(rows) {
+                    to.iter_mut().zip(row.numbers).for_each(|(to, &number)| *to = number);
+                }
+            }
+            Kind::Linear { weight, bias, relu } => isa.run(Linear {
                 inputs: weight.inputs,
                 wide: &weight.wide,
                 narrow: &weight.narrow,
                 bias: bias.as_deref(),
                 relu: *relu,
-                from: self.buffer(op.from),
+                from: work.buffer(op.from),
                 from_stride,
-                residual: op.residual.map(|residual| self.buffer(residual)),
+                residual: op.other.map(|residual| work.buffer(residual)),
                 to,
                 to_stride,
             }),
-            Kind::Normalise { width, scale, shift, epsilon } => self.isa.run(Normalise {
+            Kind::Normalise { width, scale, shift, epsilon } => isa.run(Normalise {
                 width: *width,
                 stride: to_stride,
                 scale,
                 shift,
                 epsilon: *epsilon,
-                from: self.buffer(op.from),
+                from: work.buffer(op.from),
                 to,
             }),
-            Kind::Attend { shape, state } => {
-                let groups = shape.groups(compiled.place_groups);
-                let Some(state) = self.states.get_mut(*state) else { return };
-                let from = self.buffers.get(op.from).map(Vec::as_slice).unwrap_or_default();
-                for (from, row) in from.chunks_exact(from_stride).zip(rows) {
-                    let (keys, values) = state.of_mut(row.slot as usize, groups);
-                    remember(*shape, compiled.place_groups, from, row.place as usize, keys, values);
+            Kind::Activate { width, activation } => isa.run(Activate {
+                width: *width,
+                concat_elu: *activation == Activation::ConcatElu,
+                from: work.buffer(op.from),
+                from_stride,
+                to,
+                to_stride,
+            }),
+            Kind::Add => {
+                to.copy_from_slice(work.buffer(op.from));
+                add(to, op.other.map(|other| work.buffer(other)).unwrap_or_default());
+            }
+            Kind::Gate { width, passing } => isa.run(Gate {
+                width: *width,
+                tanh: *passing == Passing::Tanh,
+                from: work.buffer(op.from),
+                from_stride,
+                residual: op.other.map(|residual| work.buffer(residual)),
+                to,
+                to_stride,
+            }),
+            Kind::Cell { width } => {
+                let carried = op.other.unwrap_or_default();
+                isa.run(Cell {
+                    width: *width,
+                    gates: work.buffer(op.from),
+                    gates_stride: from_stride,
+                    carried: work.buffer(carried),
+                    carried_stride: code.stride(carried),
+                    to,
+                    to_stride,
+                });
+            }
+            Kind::Gather { parts } => {
+                let to: &mut [f32] = bytemuck::cast_slice_mut(to);
+                for ((index, row), mut to) in rows.iter().enumerate().zip(to.chunks_exact_mut(to_stride * LANES)) {
+                    for part in parts {
+                        to = gather(part, code, compiled, work, memories, index, row, to);
+                    }
                 }
+            }
+            Kind::Remember { memory, tap, column, width } => {
+                let (Some(numbers), Some(&(each, places))) =
+                    (memories.get_mut(*memory), compiled.memories.get(*memory))
+                else {
+                    return;
+                };
+                let from = work.numbers(op.from).chunks_exact(from_stride * LANES);
+                for (from, row) in from.zip(rows) {
+                    let Some(&place) = row.places.get(*tap).filter(|&&place| place != NOWHERE) else { continue };
+                    let first = (row.slot as usize * places + place as usize) * each + column;
+                    let to = numbers.get_mut(first..first + width).unwrap_or_default();
+                    to.iter_mut().zip(from).for_each(|(to, &number)| *to = number);
+                }
+            }
+            Kind::Store { ring } => {
+                let (Some(state), Some(&shape)) = (rings.get_mut(*ring), compiled.rings.get(*ring)) else { return };
+                for (from, row) in work.buffer(op.from).chunks_exact(from_stride).zip(rows) {
+                    let (keys, values) = state.of_mut(row.slot as usize, shape.groups());
+                    store(shape, from, row.place as usize, keys, values);
+                }
+            }
+            Kind::Look { ring, sight } => {
+                let (Some(state), Some(&shape)) = (rings.get(*ring), compiled.rings.get(*ring)) else { return };
+                let Work { buffers, seen, all, scores } = work;
+                if *sight == Sight::All {
+                    all.set(std::iter::once(0..shape.places as u32));
+                }
+                let from = buffers.get(op.from).map(Vec::as_slice).unwrap_or_default();
                 let each = from.chunks_exact(from_stride).zip(to.chunks_exact_mut(to_stride));
-                for ((from, to), (row, sight)) in each.zip(rows.iter().zip(&self.sights)) {
-                    let (keys, values) = state.of(row.slot as usize, groups);
-                    self.isa.run(Attend {
+                for ((index, row), (from, to)) in rows.iter().enumerate().zip(each) {
+                    let (keys, values) = state.of(row.slot as usize, shape.groups());
+                    let Some(seen) = (if *sight == Sight::All { Some(&*all) } else { seen.get(index) }) else { return };
+                    isa.run(Attend {
                         heads: shape.heads,
                         head_key: shape.head_key,
                         head_value: shape.head_value,
-                        place_groups: compiled.place_groups,
+                        place_groups: shape.place_groups(),
                         keys,
                         values,
-                        sight,
-                        scores: &mut self.scores,
+                        seen,
+                        scores,
                         query: from,
                         to,
                     });
@@ -330,33 +474,60 @@ impl<F: Format> Native<F> {
     }
 }
 
-impl<F: Format> Compiled<F> {
-    fn stride(&self, buffer: usize) -> usize {
-        self.strides.get(buffer).copied().unwrap_or(1)
+/// Copies `part` of row `index` to the front of `to` and gives what is left of it.
+#[allow(clippy::too_many_arguments, reason = "the loop over rows and parts, cut out where it would nest too deep")]
+fn gather<'t, F: Format>(
+    part: &Piece,
+    code: &Code<F>,
+    compiled: &Compiled<F>,
+    work: &Work,
+    memories: &[Vec<f32>],
+    index: usize,
+    row: &Row<'_>,
+    mut to: &'t mut [f32],
+) -> &'t mut [f32] {
+    match part {
+        Piece::Buffer { buffer, width } => {
+            let first = index * code.stride(*buffer) * LANES;
+            put(work.numbers(*buffer).get(first..first + width), *width, to)
+        }
+        Piece::Memory { memory, taps, column, width } => {
+            let numbers = memories.get(*memory).map(Vec::as_slice).unwrap_or_default();
+            let &(each, places) = compiled.memories.get(*memory).unwrap_or(&(0, 0));
+            for &place in row.places.iter().skip(taps.first).take(taps.count) {
+                let first = (row.slot as usize * places + place as usize) * each + column;
+                let found = if place == NOWHERE { None } else { numbers.get(first..first + width) };
+                to = put(found, *width, to);
+            }
+            to
+        }
     }
 }
 
-/// Writes the keys and values of a row, which follow its queries, to `place` of its slot.
-fn remember<G: Group>(
-    shape: Heads,
-    place_groups: usize,
-    row: &[Lanes],
-    place: usize,
-    keys: &mut [G],
-    values: &mut [G],
-) {
+/// Copies `from`, or as many zeros, to the front of `to`, and gives what is left of it.
+fn put<'t>(from: Option<&[f32]>, width: usize, to: &'t mut [f32]) -> &'t mut [f32] {
+    let Some((to, rest)) = to.split_at_mut_checked(width) else { return &mut [] };
+    match from {
+        Some(from) => to.copy_from_slice(from),
+        None => to.fill(0.0),
+    }
+    rest
+}
+
+/// Writes the keys and values of a row to `place` of its slot.
+fn store<G: Group>(shape: Heads, row: &[Lanes], place: usize, keys: &mut [G], values: &mut [G]) {
     let numbers: &[f32] = bytemuck::cast_slice(row);
     let (key_width, value_groups) = (shape.heads * shape.head_key, shape.value_groups());
-    let new_keys = numbers.get(key_width..2 * key_width).unwrap_or_default();
-    let new_values = numbers.get(2 * key_width..).unwrap_or_default();
-    let all = keys.chunks_exact_mut(place_groups * shape.head_key);
+    let new_keys = numbers.get(..key_width).unwrap_or_default();
+    let new_values = numbers.get(key_width..).unwrap_or_default();
+    let all = keys.chunks_exact_mut(shape.place_groups() * shape.head_key);
     for (keys, new) in all.zip(new_keys.chunks_exact(shape.head_key)) {
         let at = place / LANES * shape.head_key;
         for (group, &number) in keys.iter_mut().skip(at).zip(new) {
             group.set(place % LANES, number);
         }
     }
-    let all = values.chunks_exact_mut(place_groups * LANES * value_groups);
+    let all = values.chunks_exact_mut(shape.place_groups() * LANES * value_groups);
     for (values, new) in all.zip(new_values.chunks_exact(shape.head_value)) {
         for (group, new) in values.iter_mut().skip(place * value_groups).zip(new.chunks(LANES)) {
             for (lane, &number) in new.iter().enumerate() {
@@ -371,25 +542,37 @@ impl<F: Format> Decoder for Native<F> {
         if slot.0 >= self.slots {
             return Err(ModelError::Step(format!("there is no {slot:?}")));
         }
-        let compiled = Arc::clone(&self.compiled);
-        for op in &compiled.ops {
-            if let Kind::Attend { shape, state } = op.kind
-                && let Some(state) = self.states.get_mut(state)
-            {
-                let (keys, values) = state.of_mut(slot.0 as usize, shape.groups(compiled.place_groups));
-                keys.fill(F::Group::default());
-                values.fill(F::Group::default());
-            }
+        let slot = slot.0 as usize;
+        for (state, shape) in self.rings.iter_mut().zip(&self.compiled.rings) {
+            let (keys, values) = state.of_mut(slot, shape.groups());
+            keys.fill(F::Group::default());
+            values.fill(F::Group::default());
+        }
+        for (memory, (width, places)) in self.memories.iter_mut().zip(&self.compiled.memories) {
+            let numbers = width * places;
+            memory.get_mut(slot * numbers..(slot + 1) * numbers).unwrap_or_default().fill(0.0);
         }
         Ok(())
     }
 
-    fn run(&mut self, rows: &Rows, out: &mut [f32]) -> Result<(), ModelError> {
-        let Compiled { places, table_rows, width, .. } = *self.compiled;
-        rows.check(Shape { slots: self.slots, places, table_rows, width }, out.len())?;
+    fn run(&mut self, program: ProgramId, rows: &Rows, out: &mut [f32]) -> Result<(), ModelError> {
+        let compiled = Arc::clone(&self.compiled);
+        let code = compiled.programs.get(program.0);
+        rows.check(code.map(|code| &code.needs), self.slots, out.len())?;
+        let Some(code) = code else { return Ok(()) };
         let all: Vec<_> = rows.iter().collect();
-        for (rows, out) in all.chunks(MOST_ROWS).zip(out.chunks_mut(MOST_ROWS * width)) {
-            self.evaluate(rows, out);
+        let (mut rest, mut out) = (all.as_slice(), out);
+        while let Some(last) = rest.len().checked_sub(1) {
+            let mut count = MOST_ROWS.min(last + 1);
+            if code.reads_ahead() {
+                // Rows of one image stay together.
+                let slot = |index: usize| rest.get(index).map(|row| row.slot);
+                count += rest.iter().skip(count).take_while(|row| Some(row.slot) == slot(count - 1)).count();
+            }
+            let (rows, later) = rest.split_at(count);
+            let (now, remaining) = out.split_at_mut(count * code.needs.width);
+            self.evaluate(code, rows, now);
+            (rest, out) = (later, remaining);
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use self::config::Config;
 use self::scoring::Scoring;
-use crate::decode::{self, Decoder, Rows};
+use crate::decode::{self, Decoder, ProgramId, Rows};
 use crate::error::Violations;
 use crate::image::{Canvas, Rank};
 use crate::model::manifest::Manifest;
@@ -36,6 +36,7 @@ struct ImageTransformer {
     spec: ModelSpec,
     config: Config,
     decoder: Box<dyn Decoder>,
+    program: ProgramId,
     /// What the image in each slot is conditioned on.
     classes: Vec<Option<u32>>,
     scoring: Scoring,
@@ -59,22 +60,23 @@ impl ImageTransformer {
         placement: Placement,
     ) -> Result<Self, ModelError> {
         let _guard = tch::no_grad_guard();
-        let program = network::program(weights, &config, placement.precision)?;
-        let decoder = decode::decoder(&program, placement.backend, placement.slots)?;
-        spec.bytes_per_slot = program.state_bytes();
+        let (network, program) = network::network(weights, &config, placement.precision)?;
+        let decoder = decode::decoder(&network, placement.backend, placement.slots)?;
+        spec.bytes_per_slot = network.state_bytes();
         spec.execution = Execution {
             backend: placement.backend,
             precision: placement.precision,
             absorbs_exactly: decoder.rows_are_invariant(),
-            cost: program.cost(config.mean_seen()),
+            cost: network.cost(program, config.mean_seen()),
         };
         Ok(Self {
-            scoring: Scoring::new(&program, placement.score_images)?,
+            scoring: Scoring::new(&network, program, placement.score_images)?,
             classes: vec![None; placement.slots as usize],
             rows: Rows::default(),
             spec,
             config,
             decoder,
+            program,
         })
     }
 
@@ -115,7 +117,7 @@ impl PixelModel for ImageTransformer {
             let (piece, remaining) = rest.split_at_mut((upto - from) as usize * width);
             self.rows.clear();
             scoring::push(&mut self.rows, &self.config, slot, canvas.values(), class, from..upto);
-            self.decoder.run(&self.rows, piece)?;
+            self.decoder.run(self.program, &self.rows, piece)?;
             (rest, from) = (remaining, upto);
         }
         Ok(())
@@ -130,7 +132,7 @@ impl PixelModel for ImageTransformer {
             let (class, rank) = (self.class(*slot)?, canvas.known());
             scoring::push(&mut self.rows, &self.config, *slot, canvas.values(), class, rank..rank + 1);
         }
-        self.decoder.run(&self.rows, out.resize(rows.len()))
+        self.decoder.run(self.program, &self.rows, out.resize(rows.len()))
     }
 
     fn score(

@@ -3,7 +3,7 @@
 use tch::{Device, Kind, TchError, Tensor};
 
 use super::config::{Config, Norm, Positions};
-use crate::decode::{Activation, Attention, Builder, Linear, Normalisation, Program, Register};
+use crate::decode::{Activation, Attention, Builder, Linear, Network, Normalisation, ProgramId, Register, Ring, Sight};
 use crate::image::Rank;
 use crate::spec::Precision;
 use crate::torch::weights::Weights;
@@ -18,21 +18,28 @@ const EPSILON: f64 = 1e-6;
 ///
 /// # Errors
 /// A tensor is missing or its shape does not fit.
-pub(super) fn program(weights: &mut Weights, config: &Config, precision: Precision) -> Result<Program, TchError> {
-    let mut program = Builder::new(config.places(), precision);
+pub(super) fn network(
+    weights: &mut Weights,
+    config: &Config,
+    precision: Precision,
+) -> Result<(Network, ProgramId), TchError> {
+    let mut network = Network::new(precision);
+    let attention = Attention { heads: config.heads, head_key: config.head_key(), head_value: config.head_value() };
+    let rings: Vec<_> = (0..config.layers).map(|_| network.ring(attention, config.places())).collect();
+    let mut program = network.program();
     let mut x = program.embed(input_rows(weights, config)?)?;
-    for index in 0..config.layers {
+    for (index, ring) in rings.into_iter().enumerate() {
         let name = |part: &str| format!("layers.{index}.{part}");
         x = match config.norm {
             Norm::Post => {
-                let attended = attend(&mut program, weights, config, &name("attention"), x, x)?;
+                let attended = attend(&mut program, weights, config, &name("attention"), ring, x, x)?;
                 let attended = normalise(&mut program, weights, &name("attention_norm"), attended)?;
                 let fed = feed_forward(&mut program, weights, &name("feed_forward"), attended, attended)?;
                 normalise(&mut program, weights, &name("feed_forward_norm"), fed)?
             }
             Norm::Pre => {
                 let normal = normalise(&mut program, weights, &name("attention_norm"), x)?;
-                let attended = attend(&mut program, weights, config, &name("attention"), normal, x)?;
+                let attended = attend(&mut program, weights, config, &name("attention"), ring, normal, x)?;
                 let normal = normalise(&mut program, weights, &name("feed_forward_norm"), attended)?;
                 feed_forward(&mut program, weights, &name("feed_forward"), normal, attended)?
             }
@@ -41,34 +48,35 @@ pub(super) fn program(weights: &mut Weights, config: &Config, precision: Precisi
     if config.norm == Norm::Pre {
         x = normalise(&mut program, weights, "norm", x)?;
     }
-    linear(&mut program, weights, "head", x, None, None)?;
-    Ok(program.finish())
+    let logits = linear(&mut program, weights, "head", x, None, None)?;
+    let step = program.finish(Some(logits))?;
+    Ok((network, step))
 }
 
 /// residual + attention(from). The queries carry the scale of section 3.2, taken over the features of one head.
 fn attend(
-    program: &mut Builder,
+    program: &mut Builder<'_>,
     weights: &mut Weights,
     config: &Config,
     name: &str,
+    ring: Ring,
     from: Register,
     residual: Register,
 ) -> Result<Register, TchError> {
-    let attention = Attention { heads: config.heads, head_key: config.head_key(), head_value: config.head_value() };
-    let scale = 1.0 / f64::from(attention.head_key).sqrt();
-    let query = weights.take(&format!("{name}.query.weight"))?.f_mul_scalar(scale)?;
-    let [key, value] = [weights.take(&format!("{name}.key.weight"))?, weights.take(&format!("{name}.value.weight"))?];
-    let project =
-        Linear { weight: Tensor::f_cat(&[query, key, value], 0)?, bias: None, activation: None, residual: None };
-    let projected = program.linear(from, project)?;
-    let attended = program.attend(projected, attention)?;
-    let weight = weights.take(&format!("{name}.output.weight"))?;
-    program.linear(attended, Linear { weight, bias: None, activation: None, residual: Some(residual) })
+    let mut take = |part: &str| weights.take(&format!("{name}.{part}.weight"));
+    let scale = 1.0 / f64::from(config.head_key()).sqrt();
+    let weight = take("query")?.f_mul_scalar(scale)?;
+    let query = program.linear(from, Linear { weight, ..Linear::default() })?;
+    let weight = Tensor::f_cat(&[take("key")?, take("value")?], 0)?;
+    let remembered = program.linear(from, Linear { weight, ..Linear::default() })?;
+    program.store(remembered, ring)?;
+    let attended = program.look(query, ring, Sight::Seen)?;
+    program.linear(attended, Linear { weight: take("output")?, residual: Some(residual), ..Linear::default() })
 }
 
 /// residual + W_contract ReLU(W_expand from).
 fn feed_forward(
-    program: &mut Builder,
+    program: &mut Builder<'_>,
     weights: &mut Weights,
     name: &str,
     from: Register,
@@ -80,7 +88,7 @@ fn feed_forward(
 
 /// The affine map `name` with what follows it.
 fn linear(
-    program: &mut Builder,
+    program: &mut Builder<'_>,
     weights: &mut Weights,
     name: &str,
     from: Register,
@@ -92,7 +100,12 @@ fn linear(
     program.linear(from, Linear { weight, bias, activation, residual })
 }
 
-fn normalise(program: &mut Builder, weights: &mut Weights, name: &str, from: Register) -> Result<Register, TchError> {
+fn normalise(
+    program: &mut Builder<'_>,
+    weights: &mut Weights,
+    name: &str,
+    from: Register,
+) -> Result<Register, TchError> {
     let [scale, shift] = [weights.take(&format!("{name}.weight"))?, weights.take(&format!("{name}.bias"))?];
     program.normalise(from, Normalisation { scale, shift, epsilon: EPSILON })
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::config::Config;
 use super::network;
 use crate::decode::torch::Torch;
-use crate::decode::{Decoder, Program, Rows};
+use crate::decode::{Decoder, Network, ProgramId, Row, Rows};
 use crate::image::Rank;
 use crate::model::{ModelError, ParamRows, ScoreRow, Slot};
 
@@ -31,7 +31,13 @@ pub(super) fn push(
     ranks: Range<Rank>,
 ) {
     for rank in ranks {
-        rows.push(slot, &network::input(config, values, rank, class), config.place(rank), config.seen(rank));
+        rows.push(Row {
+            slot: slot.0,
+            inputs: &network::input(config, values, rank, class),
+            place: config.place(rank),
+            seen: &config.seen(rank),
+            ..Row::default()
+        });
     }
 }
 
@@ -39,6 +45,7 @@ pub(super) fn push(
 #[derive(Debug)]
 pub(super) struct Scoring {
     pub(super) decoder: Torch,
+    program: ProgramId,
     rows: Rows,
     capacity: u32,
     images: usize,
@@ -46,10 +53,10 @@ pub(super) struct Scoring {
 }
 
 impl Scoring {
-    pub(super) fn new(program: &Program, capacity: u32) -> Result<Self, ModelError> {
+    pub(super) fn new(network: &Network, program: ProgramId, capacity: u32) -> Result<Self, ModelError> {
         let capacity = capacity.max(1);
-        let decoder = Torch::new(program, capacity)?;
-        Ok(Self { decoder, rows: Rows::default(), capacity, images: 0, reached: 0 })
+        let decoder = Torch::parallel(network, capacity)?;
+        Ok(Self { decoder, program, rows: Rows::default(), capacity, images: 0, reached: 0 })
     }
 
     /// See [`crate::model::PixelModel::score`].
@@ -73,7 +80,7 @@ impl Scoring {
         for (slot, row) in (0..).zip(rows) {
             push(&mut self.rows, config, Slot(slot), row.canvas.values(), row.condition.class, from..upto);
         }
-        self.decoder.run(&self.rows, out.resize(self.rows.len()))?;
+        self.decoder.run(self.program, &self.rows, out.resize(self.rows.len()))?;
         self.reached = upto;
         Ok(upto)
     }
