@@ -115,8 +115,15 @@ pub enum Sight {
 /// A part of a [`Builder::gather`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// A whole register.
-    Register(Register),
+    /// `width` numbers of a register from column `column` on.
+    Register {
+        /// Where from.
+        register: Register,
+        /// First column.
+        column: u32,
+        /// Columns.
+        width: u32,
+    },
     /// Of each place of `taps` in turn, `width` numbers of `memory` from column `column` on.
     Memory {
         /// Where from.
@@ -183,7 +190,7 @@ impl Op {
             Op::Cell { gates, carried } => vec![*gates, *carried],
             Op::Gather { parts } => parts
                 .iter()
-                .filter_map(|part| if let Part::Register(register) = part { Some(*register) } else { None })
+                .filter_map(|part| if let Part::Register { register, .. } = part { Some(*register) } else { None })
                 .collect(),
         }
     }
@@ -279,6 +286,12 @@ impl Network {
         self.precision
     }
 
+    /// Numbers of the widest register.
+    #[must_use]
+    pub fn widest(&self) -> u32 {
+        self.programs.iter().flat_map(|program| &program.widths).copied().max().unwrap_or(0)
+    }
+
     /// Bytes of one image's state.
     #[must_use]
     pub fn state_bytes(&self) -> u64 {
@@ -316,6 +329,11 @@ pub struct Builder<'n> {
 }
 
 impl Builder<'_> {
+    /// See [`Network::memory`].
+    pub fn memory(&mut self, width: u32, places: u32) -> Memory {
+        self.network.memory(width, places)
+    }
+
     /// Every row will bring `count` places below `places`, or [`NOWHERE`]. Taps follow each other in a row in the order in
     /// which they were asked for.
     pub fn taps(&mut self, count: usize, places: u32) -> Taps {
@@ -427,7 +445,12 @@ impl Builder<'_> {
         let mut width = 0;
         for part in &parts {
             width += match *part {
-                Part::Register(register) => self.width(register)?,
+                Part::Register { register, column, width } => {
+                    if column + width > self.width(register)? {
+                        return Err(TchError::Shape(format!("{part:?} reaches beyond the register")));
+                    }
+                    width
+                }
                 Part::Memory { memory, taps, column, width } => {
                     self.check_taps(memory, taps, column + width)?;
                     width * taps.count as u32

@@ -265,7 +265,8 @@ fn memory_network(sizes: MemorySizes, seed: u64) -> (Network, [ProgramId; 2]) {
     let from = |memory, taps, column, width| Part::Memory { memory, taps, column, width };
     let parts = vec![
         from(written, past, width - columns, columns),
-        Part::Register(embedded),
+        Part::Register { register: embedded, column: width - columns, width: columns },
+        Part::Register { register: embedded, column: 0, width },
         from(own, past, 0, width),
         from(own, past, width, width),
     ];

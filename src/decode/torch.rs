@@ -412,7 +412,9 @@ impl Torch {
                     let parts: Vec<Tensor> = parts
                         .iter()
                         .map(|part| match *part {
-                            Part::Register(from) => Ok(register(from)?.shallow_clone()),
+                            Part::Register { register: from, column, width } => {
+                                register(from)?.f_narrow(1, i64::from(column), i64::from(width))
+                            }
                             Part::Memory { memory, taps, column, width } => self
                                 .recall(memory, taps, feed)?
                                 .f_narrow(1, i64::from(column), i64::from(width))?

@@ -45,6 +45,14 @@ impl Weights {
     pub fn take(&mut self, name: &str) -> Result<Tensor, TchError> {
         self.0.remove(name).ok_or_else(|| TchError::TensorNameNotFound(name.to_owned(), "weights".to_owned()))
     }
+
+    /// The tensor `name`, for networks whose programs share it.
+    ///
+    /// # Errors
+    /// It was not among those loaded, or was taken out.
+    pub fn get(&self, name: &str) -> Result<&Tensor, TchError> {
+        self.0.get(name).ok_or_else(|| TchError::TensorNameNotFound(name.to_owned(), "weights".to_owned()))
+    }
 }
 
 fn load_torch_script(file: WeightsFile<'_>, expected: &[TensorSpec]) -> Result<Weights, Violations> {

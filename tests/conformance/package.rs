@@ -95,6 +95,14 @@ fn architectures(family: &str, init: Init) -> Vec<String> {
             image_transformer(1000, "learned", "post"),
             image_transformer(1, "sinusoidal", "pre"),
         ],
+        "pixel_cnn" => vec![
+            pixel_rnn("mod", true, false, "kernel_size = 3"),
+            pixel_rnn("contiguous", false, true, "kernel_size = 5"),
+        ],
+        "row_lstm" => vec![
+            pixel_rnn("contiguous", true, true, "kernel_width = 3\ninitial_state = \"learned\""),
+            pixel_rnn("mod", false, false, "kernel_width = 1\ninitial_state = \"zero\""),
+        ],
         other => panic!("family {other:?} has no small package here: add one"),
     }
 }
@@ -104,6 +112,14 @@ pub(crate) fn image_transformer(query_block: u32, positions: &str, norm: &str) -
     format!(
         "layers = 2\nmodel_width = 12\nheads = 2\nkey_width = 8\nvalue_width = 10\nfeed_forward_width = 20\n\
          query_block = {query_block}\npositions = \"{positions}\"\nnorm = \"{norm}\""
+    )
+}
+
+/// An `architecture` table of the PixelRNN family; 3 divides no width.
+fn pixel_rnn(group_scheme: &str, residual: bool, skip: bool, cell: &str) -> String {
+    format!(
+        "layers = 2\nhidden_width = 5\ninput_kernel = 3\nhead_widths = [7]\ngroup_scheme = \"{group_scheme}\"\n\
+         input_scaling = \"symmetric\"\nresidual = {residual}\nskip = {skip}\n{cell}"
     )
 }
 

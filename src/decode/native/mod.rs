@@ -83,7 +83,7 @@ enum Kind<F: Format> {
 
 /// A part of what is gathered.
 enum Piece {
-    Buffer { buffer: usize, width: usize },
+    Buffer { buffer: usize, column: usize, width: usize },
     Memory { memory: usize, taps: Taps, column: usize, width: usize },
 }
 
@@ -162,7 +162,10 @@ impl<F: Format> Code<F> {
                 Op::Cell { carried, .. } => Kind::Cell { width: width(*carried) },
                 Op::Gather { parts } => {
                     let piece = |part: &Part| match *part {
-                        Part::Register(from) => Piece::Buffer { buffer: buffer(from), width: width(from) },
+                        Part::Register { register, column, width } => {
+                            Piece::Buffer { buffer: buffer(register), column: column as usize, width: width as usize }
+                        }
+
                         Part::Memory { memory, taps, column, width } => {
                             Piece::Memory { memory: memory.0, taps, column: column as usize, width: width as usize }
                         }
@@ -487,8 +490,8 @@ fn gather<'t, F: Format>(
     mut to: &'t mut [f32],
 ) -> &'t mut [f32] {
     match part {
-        Piece::Buffer { buffer, width } => {
-            let first = index * code.stride(*buffer) * LANES;
+        Piece::Buffer { buffer, column, width } => {
+            let first = index * code.stride(*buffer) * LANES + column;
             put(work.numbers(*buffer).get(first..first + width), *width, to)
         }
         Piece::Memory { memory, taps, column, width } => {

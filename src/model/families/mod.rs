@@ -1,4 +1,6 @@
-//! One file for each architecture, in the order of its paper. See `model::FAMILIES`.
+//! One folder or file for each architecture, in the order of its paper, and what several share. See `model::FAMILIES`.
 
 pub mod image_transformer;
+pub mod pixel_rnn;
+mod raster;
 pub mod toy;

@@ -1,0 +1,82 @@
+//! The Row LSTM layer (section 3.1): a whole row of states follows from the row above and from the input along the row.
+
+use tch::{TchError, Tensor};
+
+use super::super::raster::Opening;
+use super::super::raster::grid::{Edge, Grid};
+use super::super::raster::masked::{After, Masked, Shelf, Value, left};
+use super::config::Config;
+use super::rows;
+use crate::decode::{Network, Part, Register};
+use crate::torch::weights::Weights;
+
+/// Rows of state: the one above and the one in the making. What is learned stands above the image.
+fn grid(config: &Config, learned: bool) -> Grid {
+    let rows = rows(config, 2);
+    if learned { Grid { above: Edge::Place(rows.places()), ..rows } } else { rows }
+}
+
+/// The hidden state h of `layer`, from its input `z` and the state above.
+pub(super) fn layer<'c>(
+    masked: &mut Masked<'_>,
+    config: &'c Config,
+    layer: u32,
+    kernel: u32,
+    learned: bool,
+    z: Register,
+    class: Option<Register>,
+) -> Result<Value<'c>, TchError> {
+    let name = |part: &str| format!("layers.{layer}.{part}");
+    let (hidden, grid) = (&config.hidden, grid(config, learned));
+    let [cells, states] = ["cell", "hidden"].map(|part| masked.memory(&name(part), hidden.count(), grid.places()));
+    let z = masked.value(&name("given"), z, &config.wide, Some(rows(config, 1)))?;
+
+    let above: Vec<(i32, i32)> = left(kernel)
+        .into_iter()
+        .map(|(_, right)| right)
+        .chain(0..=(kernel / 2) as i32)
+        .map(|right| (-1, right))
+        .collect();
+    let weight = masked.weight(&name("state_to_state"))?;
+    let blocks = above.iter().map(|&(_, right)| masked.block(&weight, hidden, 4, Some(hidden), (0, right)));
+    let blocks = Tensor::f_cat(&blocks.collect::<Result<Vec<_>, _>>()?, 1)?;
+    let taps = masked.taps(grid, &above);
+    let state = Part::Memory { memory: states, taps, column: 0, width: hidden.count() };
+    let after = After { activation: None, residual: class };
+    let gates = masked.convolve(&name("input_to_state"), hidden, 4, &z, &left(kernel), Some((state, blocks)), after)?;
+
+    let (first, end) = masked.columns(hidden);
+    let width = end - first;
+    let taps = masked.taps(grid, &[(-1, 0)]);
+    let carried = masked.program.gather(vec![Part::Memory { memory: cells, taps, column: first, width }])?;
+    let cell = masked.program.cell(gates, carried)?;
+    let place = masked.taps(grid, &[(0, 0)]);
+    for (memory, column) in [(cells, 0), (states, width)] {
+        let part = masked.program.gather(vec![Part::Register { register: cell, column, width }])?;
+        masked.program.remember(part, memory, place, first)?;
+    }
+    Ok(masked.remembered(cell, width, hidden, states, grid))
+}
+
+/// Puts the learned initial states above the image.
+pub(super) fn opening(
+    network: &mut Network,
+    shelf: &mut Shelf,
+    weights: &Weights,
+    config: &Config,
+) -> Result<Opening, TchError> {
+    let grid = grid(config, true);
+    let mut program = network.program();
+    let place = program.taps(1, grid.places());
+    for layer in 0..config.layers {
+        for part in ["cell", "hidden"] {
+            let name = format!("layers.{layer}.{part}");
+            let memory = shelf.memory(&mut program, &name, config.hidden.count(), grid.places());
+            let learned = config.hidden.arrange(weights.get(&format!("layers.{layer}.initial_{part}"))?)?;
+            let learned = program.embed(learned.f_unsqueeze(0)?)?;
+            program.remember(learned, memory, place, 0)?;
+        }
+    }
+    let rows = vec![(0, rows(config, 2).places())];
+    Ok(Opening { program: program.finish(None)?, rows })
+}

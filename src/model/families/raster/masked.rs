@@ -1,0 +1,482 @@
+//! Layers whose features belong to the channels of a pixel, and which see of the pixel itself only what comes before
+//! (PixelRNN, section 3.4).
+//!
+//! Features are kept ordered by group, so that what one channel needs of a matrix is a block of it. A net has one program
+//! for each channel, which computes the features of that channel's group alone and remembers them for those of later
+//! channels, and one program for whole pixels whose values are all known. Both give the same bits: a matrix of the second
+//! differs from those of the first by columns of zeros after what the first has.
+
+use std::collections::HashMap;
+
+use tch::{Kind, TchError, Tensor};
+
+use super::Phase;
+use super::grid::{Grid, Pixels, Stencil};
+use crate::decode::{Activation, Builder, Linear, Memory, Network, Part, Register, Taps};
+use crate::torch::weights::Weights;
+
+/// Which feature belongs to which channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::model::families) enum GroupScheme {
+    /// Feature f to channel f mod C.
+    Mod,
+    /// Feature f of n to channel floor(C f / n).
+    Contiguous,
+}
+
+/// Features in the order in which they are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::model::families) struct Features {
+    /// Of each feature its place in the weights file.
+    order: Vec<i64>,
+    /// Where each channel's features begin; then their number.
+    bounds: Vec<u32>,
+}
+
+impl Features {
+    pub(in crate::model::families) fn new(count: u32, channels: u32, scheme: GroupScheme) -> Self {
+        let group = |feature: u32| match scheme {
+            GroupScheme::Mod => feature % channels,
+            GroupScheme::Contiguous => (u64::from(channels) * u64::from(feature) / u64::from(count.max(1))) as u32,
+        };
+        let mut order: Vec<u32> = (0..count).collect();
+        order.sort_by_key(|&feature| group(feature));
+        let bound = |channel| order.iter().filter(|&&feature| group(feature) < channel).count() as u32;
+        Self { bounds: (0..=channels).map(bound).collect(), order: order.into_iter().map(i64::from).collect() }
+    }
+
+    /// `each` features for every channel, one channel after the other.
+    pub(in crate::model::families) fn by_channel(each: u32, channels: u32) -> Self {
+        Self {
+            order: (0..i64::from(each) * i64::from(channels)).collect(),
+            bounds: (0..=channels).map(|channel| channel * each).collect(),
+        }
+    }
+
+    pub(in crate::model::families) fn count(&self) -> u32 {
+        self.order.len() as u32
+    }
+
+    /// `tensor` [features, ..] in this order.
+    pub(in crate::model::families) fn arrange(&self, tensor: &Tensor) -> Result<Tensor, TchError> {
+        tensor.f_index_select(0, &Tensor::f_from_slice(&self.order)?)
+    }
+
+    fn bound(&self, channel: u32) -> u32 {
+        self.bounds.get(channel as usize).copied().unwrap_or(self.count())
+    }
+}
+
+/// What the centre of a masked convolution lets through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::model::families) enum Mask {
+    /// Earlier channels.
+    A,
+    /// Those and the same.
+    B,
+}
+
+/// Which features a program computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::model::families) enum Stage {
+    /// Those of one channel.
+    Channel(u32),
+    /// All.
+    Whole,
+}
+
+/// Memories by name, and the grids they lie in; shared by the programs of a net.
+#[derive(Debug, Default)]
+pub(in crate::model::families) struct Shelf {
+    memories: HashMap<String, Memory>,
+    pub(in crate::model::families) grids: Vec<Grid>,
+}
+
+impl Shelf {
+    /// The memory `name`, `width` numbers at each of `places`.
+    pub(in crate::model::families) fn memory(
+        &mut self,
+        program: &mut Builder<'_>,
+        name: &str,
+        width: u32,
+        places: u32,
+    ) -> Memory {
+        *self.memories.entry(name.to_owned()).or_insert_with(|| program.memory(width, places))
+    }
+}
+
+/// Features of a node, as far as a program has computed them.
+#[derive(Clone, Debug)]
+pub(in crate::model::families) struct Value<'f> {
+    pub(in crate::model::families) register: Register,
+    /// Where in the register they begin.
+    pub(in crate::model::families) column: u32,
+    pub(in crate::model::families) features: &'f Features,
+    /// Where those of earlier channels, and of other nodes, are.
+    memory: Option<(Memory, usize)>,
+}
+
+/// A program under construction.
+pub(in crate::model::families) struct Masked<'n> {
+    pub(in crate::model::families) program: Builder<'n>,
+    weights: &'n Weights,
+    shelf: &'n mut Shelf,
+    stage: Stage,
+    channels: u32,
+    stencils: Vec<Stencil>,
+    taps: Vec<Taps>,
+    pixels: Pixels,
+}
+
+impl<'n> Masked<'n> {
+    pub(in crate::model::families) fn new(
+        network: &'n mut Network,
+        weights: &'n Weights,
+        shelf: &'n mut Shelf,
+        stage: Stage,
+        channels: u32,
+    ) -> Self {
+        Self {
+            program: network.program(),
+            weights,
+            shelf,
+            stage,
+            channels,
+            stencils: Vec::new(),
+            taps: Vec::new(),
+            pixels: Pixels::default(),
+        }
+    }
+
+    /// Ends the program, which gives `output`.
+    pub(in crate::model::families) fn finish(self, output: Option<Register>) -> Result<Phase, TchError> {
+        let program = self.program.finish(output)?;
+        Ok(Phase { program, scale: 1, from_row: 0, stencils: self.stencils, pixels: self.pixels })
+    }
+
+    /// The features of `features` that this program computes.
+    pub(in crate::model::families) fn columns(&self, features: &Features) -> (u32, u32) {
+        match self.stage {
+            Stage::Channel(channel) => (features.bound(channel), features.bound(channel + 1)),
+            Stage::Whole => (0, features.count()),
+        }
+    }
+
+    fn grid(&mut self, grid: Grid) -> usize {
+        let found = self.shelf.grids.iter().position(|known| *known == grid);
+        found.unwrap_or_else(|| {
+            self.shelf.grids.push(grid);
+            self.shelf.grids.len() - 1
+        })
+    }
+
+    /// Names the places of `grid` at `offsets` from the node.
+    pub(in crate::model::families) fn taps(&mut self, grid: Grid, offsets: &[(i32, i32)]) -> Taps {
+        let stencil = Stencil { grid: self.grid(grid), offsets: offsets.to_vec() };
+        let known = self.stencils.iter().zip(&self.taps).find(|(known, _)| **known == stencil);
+        if let Some((_, &taps)) = known {
+            return taps;
+        }
+        let taps = self.program.taps(offsets.len(), grid.places());
+        self.stencils.push(stencil);
+        self.taps.push(taps);
+        taps
+    }
+
+    /// The memory `name`, `width` numbers at each of `places`.
+    pub(in crate::model::families) fn memory(&mut self, name: &str, width: u32, places: u32) -> Memory {
+        self.shelf.memory(&mut self.program, name, width, places)
+    }
+
+    /// `register` holds this program's part of `features`, which nobody asks for but this program.
+    pub(in crate::model::families) fn plain<'f>(&self, register: Register, features: &'f Features) -> Value<'f> {
+        Value { register, column: 0, features, memory: None }
+    }
+
+    /// `register` holds this program's part of `features`. They are remembered for other nodes if there is a `grid`, and for
+    /// later channels of this one if they will ask.
+    pub(in crate::model::families) fn value<'f>(
+        &mut self,
+        name: &str,
+        register: Register,
+        features: &'f Features,
+        grid: Option<Grid>,
+    ) -> Result<Value<'f>, TchError> {
+        let (first, _) = self.columns(features);
+        let value = self.plain(register, features);
+        let last = self.stage == Stage::Whole || self.stage == Stage::Channel(self.channels - 1);
+        let grid = match grid {
+            Some(grid) => grid,
+            None if self.channels == 1 || self.stage == Stage::Whole => return Ok(value),
+            None => Grid::spot(),
+        };
+        let memory = self.memory(name, features.count(), grid.places());
+        if grid != Grid::spot() || !last {
+            let place = self.taps(grid, &[(0, 0)]);
+            self.program.remember(register, memory, place, first)?;
+        }
+        let index = self.grid(grid);
+        Ok(Value { memory: Some((memory, index)), ..value })
+    }
+
+    /// A value whose register part lies in `register` from `column` on and whose features are remembered by the caller, in
+    /// `memory` on `grid`.
+    pub(in crate::model::families) fn remembered<'f>(
+        &mut self,
+        register: Register,
+        column: u32,
+        features: &'f Features,
+        memory: Memory,
+        grid: Grid,
+    ) -> Value<'f> {
+        let index = self.grid(grid);
+        Value { register, column, features, memory: Some((memory, index)) }
+    }
+
+    /// activation(value).
+    pub(in crate::model::families) fn activate<'f>(
+        &mut self,
+        name: &str,
+        value: &Value<'f>,
+        activation: Activation,
+        grid: Option<Grid>,
+    ) -> Result<Value<'f>, TchError> {
+        let register = self.program.activate(value.register, activation)?;
+        self.value(name, register, value.features, grid)
+    }
+
+    /// What of `value` an operation with mask B sees at the node itself.
+    fn own(&mut self, value: &Value<'_>) -> Vec<Part> {
+        let (first, end) = self.columns(value.features);
+        let mut parts = Vec::new();
+        if let (Some((memory, grid)), true) = (value.memory, first > 0)
+            && let Some(&grid) = self.shelf.grids.get(grid)
+        {
+            let taps = self.taps(grid, &[(0, 0)]);
+            parts.push(Part::Memory { memory, taps, column: 0, width: first });
+        }
+        parts.push(Part::Register { register: value.register, column: value.column, width: end - first });
+        parts
+    }
+
+    /// What of `value` lies at `offsets` from the node, all features of each.
+    pub(in crate::model::families) fn around(&mut self, value: &Value<'_>, offsets: &[(i32, i32)]) -> Option<Part> {
+        let (memory, grid) = value.memory?;
+        let grid = *self.shelf.grids.get(grid)?;
+        let taps = self.taps(grid, offsets);
+        Some(Part::Memory { memory, taps, column: 0, width: value.features.count() })
+    }
+
+    /// Parts in one register.
+    pub(in crate::model::families) fn side_by_side(&mut self, parts: Vec<Part>) -> Result<Register, TchError> {
+        if let [Part::Register { register, column: 0, width }] = parts.as_slice()
+            && self.program.width(*register)? == *width
+        {
+            return Ok(*register);
+        }
+        self.program.gather(parts)
+    }
+
+    /// A convolution of `value` with mask B whose centre is the last column of its last row: `name`.weight [gates x outputs,
+    /// inputs, rows, columns] at `offsets` (those before the centre) and at the centre, and what `more` brings: other parts
+    /// and the columns of the matrix that belong to them.
+    pub(in crate::model::families) fn convolve(
+        &mut self,
+        name: &str,
+        outputs: &Features,
+        gates: u32,
+        value: &Value<'_>,
+        offsets: &[(i32, i32)],
+        more: Option<(Part, Tensor)>,
+        after: After,
+    ) -> Result<Register, TchError> {
+        let weight = self.weight(name)?;
+        let mut parts: Vec<Part> = Vec::new();
+        let mut columns = Vec::new();
+        if !offsets.is_empty() {
+            parts.extend(self.around(value, offsets));
+        }
+        for &offset in offsets {
+            columns.push(self.block(&weight, outputs, gates, Some(value.features), offset)?);
+        }
+        if let Some((part, matrix)) = more {
+            parts.push(part);
+            columns.push(matrix);
+        }
+        parts.extend(self.own(value));
+        columns.push(self.masked(&weight, outputs, gates, value.features, Mask::B)?);
+        self.affine(name, outputs, gates, parts, &columns, after)
+    }
+
+    /// The first convolution: `name`.weight [outputs, C, k, k] with mask A over the pixels around.
+    pub(in crate::model::families) fn look_at_pixels(
+        &mut self,
+        name: &str,
+        outputs: &Features,
+        gates: u32,
+        offsets: &[(i32, i32)],
+        after: After,
+        more: Option<(Part, Tensor)>,
+    ) -> Result<Register, TchError> {
+        let weight = self.weight(name)?;
+        let inputs = Features::by_channel(1, self.channels);
+        let own = match self.stage {
+            Stage::Channel(channel) => channel,
+            Stage::Whole => self.channels,
+        };
+        let mut columns = Vec::new();
+        for &offset in offsets {
+            columns.push(self.block(&weight, outputs, gates, Some(&inputs), offset)?);
+        }
+        let mut parts = Vec::new();
+        if let Some((part, matrix)) = more {
+            parts.push(part);
+            columns.insert(0, matrix);
+        }
+        if own > 0 {
+            columns.push(self.masked(&weight, outputs, gates, &inputs, Mask::A)?);
+        }
+        let width = offsets.len() as u32 * self.channels + own;
+        self.pixels = Pixels { offsets: offsets.to_vec(), own };
+        let register = self.program.input(width)?;
+        parts.push(Part::Register { register, column: 0, width });
+        self.affine(name, outputs, gates, parts, &columns, after)
+    }
+
+    fn affine(
+        &mut self,
+        name: &str,
+        outputs: &Features,
+        gates: u32,
+        parts: Vec<Part>,
+        columns: &[Tensor],
+        after: After,
+    ) -> Result<Register, TchError> {
+        let from = self.side_by_side(parts)?;
+        let bias = self.select(self.weights.get(&format!("{name}.bias"))?, outputs, gates)?;
+        let weight = Tensor::f_cat(columns, 1)?;
+        let After { activation, residual } = after;
+        self.program.linear(from, Linear { weight, bias: Some(bias), activation, residual })
+    }
+
+    /// `name`.weight.
+    pub(in crate::model::families) fn weight(&self, name: &str) -> Result<Tensor, TchError> {
+        Ok(self.weights.get(&format!("{name}.weight"))?.shallow_clone())
+    }
+
+    /// The rows of `tensor` [gates x outputs, ..] that this program computes.
+    pub(in crate::model::families) fn select(
+        &self,
+        tensor: &Tensor,
+        outputs: &Features,
+        gates: u32,
+    ) -> Result<Tensor, TchError> {
+        let (first, end) = self.columns(outputs);
+        let some = outputs.order.get(first as usize..end as usize).unwrap_or_default();
+        let count = i64::from(outputs.count());
+        let rows: Vec<i64> =
+            (0..i64::from(gates)).flat_map(|gate| some.iter().map(move |row| gate * count + row)).collect();
+        tensor.f_index_select(0, &Tensor::f_from_slice(&rows)?)
+    }
+
+    /// The columns of `weight` at an offset from its centre, the last row's middle: [outputs, inputs].
+    pub(in crate::model::families) fn block(
+        &self,
+        weight: &Tensor,
+        outputs: &Features,
+        gates: u32,
+        inputs: Option<&Features>,
+        (down, right): (i32, i32),
+    ) -> Result<Tensor, TchError> {
+        let [row, column] = [2, 3].map(|dimension| weight.size().get(dimension).map_or(0, |&length| length / 2));
+        let tap = weight.f_select(3, column + i64::from(right))?.f_select(2, row + i64::from(down))?;
+        let tap = match inputs {
+            Some(inputs) => tap.f_index_select(1, &Tensor::f_from_slice(&inputs.order)?)?,
+            None => tap,
+        };
+        self.select(&tap, outputs, gates)
+    }
+
+    /// The centre of `weight` as far as `mask` lets through.
+    fn masked(
+        &self,
+        weight: &Tensor,
+        outputs: &Features,
+        gates: u32,
+        inputs: &Features,
+        mask: Mask,
+    ) -> Result<Tensor, TchError> {
+        let centre = self.block(weight, outputs, gates, Some(inputs), (0, 0))?;
+        let visible = |channel: u32| inputs.bound(if mask == Mask::A { channel } else { channel + 1 });
+        match self.stage {
+            Stage::Channel(channel) => centre.f_narrow(1, 0, i64::from(visible(channel))),
+            Stage::Whole => {
+                let rows = (0..self.channels).flat_map(|channel| {
+                    let row = (0..inputs.count()).map(move |column| f32::from(u8::from(column < visible(channel))));
+                    let count = outputs.bound(channel + 1) - outputs.bound(channel);
+                    std::iter::repeat_n(row, count as usize).flatten()
+                });
+                let open: Vec<f32> = rows.collect();
+                let open = Tensor::f_from_slice(&open)?.f_view([i64::from(outputs.count()), -1])?;
+                centre.f_mul(&open.f_repeat([i64::from(gates), 1])?)
+            }
+        }
+    }
+
+    /// The row of a table of `classes` vectors, `name` [classes, gates x outputs], that belongs to the image's class; zeros
+    /// without one.
+    pub(in crate::model::families) fn class(
+        &mut self,
+        name: &str,
+        outputs: &Features,
+        gates: u32,
+    ) -> Result<Register, TchError> {
+        let table = self.select(&self.weights.get(name)?.f_tr()?, outputs, gates)?.f_tr()?;
+        let none = Tensor::f_zeros([1, table.size2()?.1], (Kind::Float, table.device()))?;
+        self.program.embed(Tensor::f_cat(&[none, table], 0)?)
+    }
+}
+
+/// What follows a product.
+#[derive(Clone, Copy, Debug, Default)]
+pub(in crate::model::families) struct After {
+    pub(in crate::model::families) activation: Option<Activation>,
+    pub(in crate::model::families) residual: Option<Register>,
+}
+
+/// Offsets before the centre of a k x k window: rows above from left to right, then the columns to the left.
+pub(in crate::model::families) fn before(size: u32) -> Vec<(i32, i32)> {
+    let reach = (size / 2) as i32;
+    let above = (-reach..0).flat_map(|down| (-reach..=reach).map(move |right| (down, right)));
+    above.chain(left(size)).collect()
+}
+
+/// Offsets left of the centre of a window of `size` columns.
+pub(in crate::model::families) fn left(size: u32) -> Vec<(i32, i32)> {
+    (-((size / 2) as i32)..0).map(|right| (0, right)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn features_are_ordered_by_group_whatever_their_number() {
+        let mixed = Features::new(8, 3, GroupScheme::Mod);
+        assert_eq!(mixed.order, [0, 3, 6, 1, 4, 7, 2, 5]);
+        assert_eq!(mixed.bounds, [0, 3, 6, 8]);
+        let contiguous = Features::new(8, 3, GroupScheme::Contiguous);
+        assert_eq!(contiguous.order, [0, 1, 2, 3, 4, 5, 6, 7]);
+        // floor(3 f / 8) = 0 0 0 1 1 1 2 2
+        assert_eq!(contiguous.bounds, [0, 3, 6, 8]);
+        assert_eq!(Features::new(2, 3, GroupScheme::Contiguous).bounds, [0, 1, 2, 2], "a group may be empty");
+        assert_eq!(Features::by_channel(2, 3).bounds, [0, 2, 4, 6]);
+    }
+
+    #[test]
+    fn what_comes_before_a_centre_is_above_or_to_the_left() {
+        assert_eq!(before(3), [(-1, -1), (-1, 0), (-1, 1), (0, -1)]);
+        assert_eq!(before(1), []);
+        assert_eq!(left(5), [(0, -2), (0, -1)]);
+    }
+}

@@ -1,0 +1,216 @@
+//! Models that go through an image pixel by pixel, row by row, and look at what they computed for the pixels around: the
+//! PixelRNN family, Gated PixelCNN, PixelCNN++.
+//!
+//! A family describes itself by a network of decode programs and a [`Schedule`] of when each of them runs. What a step does and
+//! what a teacher-forced pass does follow from that: a step runs the programs that are due at one pixel; a pass runs the
+//! same ones over a whole row of pixels at once, in libtorch, or pixel by pixel where the pixels of a row depend on each
+//! other.
+
+pub(super) mod grid;
+pub(super) mod masked;
+mod sweep;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use self::grid::{Grid, Pixels, Scaling, Stencil};
+use self::sweep::Sweep;
+use crate::decode::torch::Torch;
+use crate::decode::{self, Network, ProgramId};
+use crate::error::Violations;
+use crate::image::{Canvas, Rank};
+use crate::model::{Condition, ModelError, ParamRows, PixelModel, Placement, ScoreRow, Slot, StepRow};
+use crate::spec::{Execution, ModelSpec, StepCost};
+
+/// Floats that the widest intermediate tensor of a parallel pass may hold, about.
+const MAX_FLOATS: u32 = 1 << 24;
+
+/// A program, and what each row of it brings.
+#[derive(Debug)]
+pub(super) struct Phase {
+    pub(super) program: ProgramId,
+    /// It runs at nodes whose row and column of pixels are multiples of this.
+    pub(super) scale: u32,
+    /// The first row of pixels at which it runs.
+    pub(super) from_row: u32,
+    /// Places it names, in order.
+    pub(super) stencils: Vec<Stencil>,
+    /// Pixels it looks at.
+    pub(super) pixels: Pixels,
+}
+
+/// A program that runs once when an image is opened, for rows of these inputs and places.
+#[derive(Debug)]
+pub(super) struct Opening {
+    pub(super) program: ProgramId,
+    pub(super) rows: Vec<(u32, u32)>,
+}
+
+/// When the programs of a network run.
+#[derive(Debug)]
+pub(super) struct Schedule {
+    /// Which places the memories have.
+    pub(super) grids: Vec<Grid>,
+    pub(super) scaling: Scaling,
+    /// Once for each image.
+    pub(super) opening: Vec<Opening>,
+    /// At the start of each row, for all its nodes together.
+    pub(super) before_row: Vec<Phase>,
+    /// For each step of a pixel in turn; the last phase gives the parameters.
+    pub(super) steps: Vec<Vec<Phase>>,
+    /// All steps of a pixel at once, where there are several; the last phase gives the parameters of all.
+    pub(super) whole: Vec<Phase>,
+    /// When a row is complete: for its nodes from right to left, one after the other.
+    pub(super) after_row: Vec<Phase>,
+    /// Whether pixels of a row whose values are known can be evaluated together.
+    pub(super) together: bool,
+}
+
+impl Schedule {
+    /// What a step costs at least, in the mean over an image.
+    fn cost(&self, network: &Network) -> StepCost {
+        let phases = self.before_row.iter().chain(self.steps.iter().flatten()).chain(&self.after_row);
+        let weights = |phase: &Phase| {
+            let weights = network.cost(phase.program, 0.0).weights as f64;
+            weights / f64::from(phase.scale * phase.scale)
+        };
+        let per_pixel: f64 = phases.map(weights).sum();
+        StepCost {
+            weights: (per_pixel / self.steps.len().max(1) as f64) as u64,
+            remembered: 0.0,
+            bytes_per_number: network.precision().bytes(),
+        }
+    }
+}
+
+/// A network with its schedule and state.
+#[derive(Debug)]
+pub(super) struct Raster {
+    spec: ModelSpec,
+    steps: Sweep,
+    /// State of a scoring pass.
+    scoring: Sweep,
+    /// Images a scoring pass takes at most.
+    score_images: usize,
+    /// Numbers of the widest vector that one row of a program holds.
+    widest: u32,
+    /// Images of the scoring pass under way, and the rank it has reached.
+    pass: (usize, Rank),
+}
+
+impl Raster {
+    pub(super) fn new(
+        mut spec: ModelSpec,
+        network: &Network,
+        schedule: Schedule,
+        placement: Placement,
+    ) -> Result<Self, ModelError> {
+        let _guard = tch::no_grad_guard();
+        let decoder = decode::decoder(network, placement.backend, placement.slots)?;
+        let score_images = placement.score_images.max(1);
+        let scoring = Box::new(Torch::parallel(network, score_images)?);
+        spec.bytes_per_slot = network.state_bytes();
+        spec.execution = Execution {
+            backend: placement.backend,
+            precision: placement.precision,
+            absorbs_exactly: decoder.rows_are_invariant(),
+            cost: schedule.cost(network),
+        };
+        let schedule = Arc::new(schedule);
+        Ok(Self {
+            steps: Sweep::new(Arc::clone(&schedule), decoder, spec.shape, placement.slots),
+            scoring: Sweep::new(schedule, scoring, spec.shape, score_images),
+            score_images: score_images as usize,
+            widest: network.widest().max(1),
+            pass: (0, 0),
+            spec,
+        })
+    }
+
+    fn check_pass(&self, rows: &[ScoreRow<'_>], from: Rank) -> Result<(), ModelError> {
+        let fault = if rows.is_empty() || rows.len() > self.score_images {
+            format!("a scoring pass takes 1 to {} images, got {}", self.score_images, rows.len())
+        } else if from != 0 && (rows.len(), from) != self.pass {
+            format!("no scoring pass of {} images stands at rank {from}", rows.len())
+        } else if from >= self.spec.shape.values() || !rows.iter().all(|row| row.canvas.is_complete()) {
+            "only complete images can be scored, and only once".to_owned()
+        } else {
+            return Ok(());
+        };
+        Err(ModelError::Step(fault))
+    }
+}
+
+impl PixelModel for Raster {
+    fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    fn open(&mut self, slot: Slot, condition: &Condition) -> Result<(), ModelError> {
+        self.steps.open(slot, condition)
+    }
+
+    fn absorb(
+        &mut self,
+        slot: Slot,
+        canvas: &Canvas,
+        known: Range<Rank>,
+        out: &mut ParamRows,
+    ) -> Result<(), ModelError> {
+        if known.end > canvas.known() {
+            return Err(ModelError::Step(format!("ranks {known:?} of {} are to be taken in", canvas.known())));
+        }
+        let (width, per_step) = (out.width(), self.spec.values_per_step().max(1));
+        let mut rest = out.resize(known.len() / per_step as usize);
+        let mut from = known.start;
+        while from < known.end {
+            let upto = self.steps.piece_end(from, known.end, u32::MAX);
+            let (piece, remaining) = rest.split_at_mut(((upto - from) / per_step) as usize * width);
+            self.steps.take_in(&[(slot, canvas)], from..upto, width, piece)?;
+            (rest, from) = (remaining, upto);
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, rows: &[StepRow<'_>], out: &mut ParamRows) -> Result<(), ModelError> {
+        if let Some(row) = rows.iter().find(|row| row.canvas.is_complete()) {
+            return Err(ModelError::Step(format!("the image in {:?} is complete", row.slot)));
+        }
+        let width = out.width();
+        self.steps.step(rows, width, out.resize(rows.len()))
+    }
+
+    fn score(
+        &mut self,
+        rows: &[ScoreRow<'_>],
+        from: Rank,
+        rows_wanted: u32,
+        out: &mut ParamRows,
+    ) -> Result<Rank, ModelError> {
+        self.check_pass(rows, from)?;
+        // Whatever fails from here on, the pass cannot go on.
+        self.pass = (0, 0);
+        if from == 0 {
+            for (slot, row) in (0..).zip(rows) {
+                self.scoring.open(Slot(slot), &row.condition)?;
+            }
+        }
+        let images: Vec<_> = (0..).zip(rows).map(|(slot, row)| (Slot(slot), row.canvas)).collect();
+        let most = (MAX_FLOATS / self.widest).min(rows_wanted) / images.len().max(1) as u32;
+        let upto = self.scoring.piece_end(from, self.spec.shape.values(), most.max(1));
+        let (width, per_step) = (out.width(), self.spec.values_per_step().max(1));
+        let slice = images.len() * ((upto - from) / per_step) as usize;
+        self.scoring.take_in(&images, from..upto, width, out.resize(slice))?;
+        self.pass = (images.len(), upto);
+        Ok(upto)
+    }
+
+    fn close(&mut self, _slot: Slot) {}
+}
+
+/// A fault of a package as a whole.
+pub(super) fn refusal(field: &str, why: impl Into<String>) -> Violations {
+    let mut violations = Violations::new();
+    violations.add(field, why);
+    violations
+}
