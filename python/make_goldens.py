@@ -16,7 +16,8 @@ import torch
 
 from pixeld.draw import draw
 from pixeld.export import SAFE_MARGIN, safe_sample, write_package
-from pixeld.models.image_transformer import ImageTransformer, ImageTransformerConfig, log_probs
+from pixeld.likelihood import log_probs
+from pixeld.models.image_transformer import ImageTransformer, ImageTransformerConfig
 from pixeld.noise import uniform
 
 # height, width, channels, levels, layers, model, heads, key, value, feed-forward width, query block, positions, norm,

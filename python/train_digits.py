@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pixeld.export import golden_sample, write_package
-from pixeld.models.image_transformer import ImageTransformer, ImageTransformerConfig, log_probs
+from pixeld.likelihood import log_probs
+from pixeld.models.image_transformer import ImageTransformer, ImageTransformerConfig
 
 BATCH = 32
 LEVELS = 17

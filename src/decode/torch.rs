@@ -1,45 +1,69 @@
-//! Programs in libtorch.
+//! Networks in libtorch.
 //!
-//! Shapes are fixed by how many images and ranks an evaluation covers; places and what is seen travel as tensors. An
-//! evaluation takes either one rank of any slots (a step), or as many consecutive ranks of each of some consecutive slots.
+//! Shapes are fixed by how many images and ranks an evaluation covers; places and what is seen travel as tensors.
 //!
-//! Batch invariance of steps: libtorch's matrix products give bit-identical rows only from some number of rows on, since
-//! fewer are multiplied by code that sums in another order. A step therefore runs over the slots 0..n for the least allowed
-//! n, wanted or not; slots nobody wants write to a spare place that nobody sees. Which n are allowed is found by trying.
+//! A program that looks at rings takes either one rank of any slots (a step), or as many consecutive ranks of each of some
+//! consecutive slots. One that works on memories takes any rows.
+//!
+//! Batch invariance: libtorch's matrix products give bit-identical rows only from some number of rows on, since fewer are
+//! multiplied by code that sums in another order. A step over rings therefore runs over the slots 0..n for the least
+//! allowed n, wanted or not; slots nobody wants write to a spare place that nobody sees. Which n are allowed is found by
+//! trying. Rows over memories are padded to whole [`PIECE`]s and multiplied piece by piece.
 
 use std::fmt;
 
 use tch::{Device, Kind, TchError, Tensor};
 
-use super::program::{Activation, Attention, Linear, Normalisation, Op, Program};
-use super::{Decoder, RowView, Rows, Shape};
+use super::program::{
+    Activation, Attention, Linear, Memory, NOWHERE, Network, Normalisation, Op, Part, Passing, Program, ProgramId,
+    Register, Sight, Taps,
+};
+use super::{Decoder, Row, Rows};
 use crate::model::{ModelError, Slot};
 use crate::spec::Precision;
 
 const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
 /// Steps are tried at multiples of this many slots. Below four rows, libtorch multiplies matrices by other code.
 const BUCKET: usize = 4;
+/// Rows that are multiplied together where memories are worked on. Whole pieces also keep every row out of the tail of an
+/// element-wise operation, which libtorch computes by other code: two vectors of 512 bits at most.
+const PIECE: usize = 32;
 
-/// A program's tensors. Each decoder has handles of its own, which share the numbers.
-struct Compiled {
-    ops: Vec<Op>,
-    /// For each operation, the registers that nothing reads after it.
-    last_reads: Vec<Vec<usize>>,
-    places: u32,
-    table_rows: u32,
-    width: usize,
-    precision: Precision,
-}
-
-/// Keys and values of every slot, for one attention; one place more than the program has, which nobody sees.
-struct State {
+/// Keys and values of every slot; one place more than the ring has, which nobody sees.
+struct Ring {
     /// [slots, heads, places + 1, head_key]
     keys: Tensor,
     /// [slots, heads, places + 1, head_value]
     values: Tensor,
+    places: u32,
+    attention: Attention,
 }
 
-/// Which images and ranks an evaluation covers.
+/// The memory of every slot, place after place; then a row of zeros, and a spare one.
+struct Store {
+    /// [slots x places + 2, width]
+    numbers: Tensor,
+    places: u32,
+}
+
+/// What the rows of an evaluation bring.
+struct Feed {
+    /// How many there are, those that nobody wants included.
+    rows: usize,
+    /// Rows of the tables, as many for each row.
+    inputs: Vec<i64>,
+    numbers: Vec<f32>,
+    reach: Reach,
+}
+
+/// What the rows of an evaluation reach of the state.
+enum Reach {
+    Rings(Window),
+    /// Of each row its slot, and of each its places in turn.
+    Memories { slots: Vec<u32>, places: Vec<u32> },
+}
+
+/// Which images and ranks of rings an evaluation covers.
 struct Window {
     first: i64,
     /// Images B, consecutive from `first` on.
@@ -47,7 +71,7 @@ struct Window {
     /// Ranks T of each.
     ranks: i64,
     write: Write,
-    /// Added to the attention scores: 0 or minus infinity, [B, T, places + 1].
+    /// Added to the attention scores: 0 or minus infinity, [B, T, places + 1] of the smallest ring.
     mask: Tensor,
 }
 
@@ -55,18 +79,24 @@ struct Window {
 enum Write {
     /// Row by row: the place of each of B images. T is 1.
     Each(Vec<i64>),
-    /// Consecutive places from this one on, the same in every image.
-    Span(i64),
+    /// Rank by rank, the same in every image.
+    Span(Tensor),
 }
 
-/// A program and the state of its slots.
+/// A network and the state of its slots.
 pub struct Torch {
-    compiled: Compiled,
-    states: Vec<State>,
+    programs: Vec<Program>,
+    /// For each program and operation, the registers that nothing reads after it.
+    last_reads: Vec<Vec<Vec<Register>>>,
+    precision: Precision,
+    rings: Vec<Ring>,
+    memories: Vec<Store>,
     slots: u32,
     /// Slots rounded up to whole buckets.
     rows: usize,
-    smallest_bucket: usize,
+    /// For each program, the slots a step takes at least.
+    smallest_buckets: Vec<usize>,
+    invariant: bool,
 }
 
 impl fmt::Debug for Torch {
@@ -76,48 +106,76 @@ impl fmt::Debug for Torch {
 }
 
 impl Torch {
-    /// A decoder of `program` for `slots` images.
+    /// A decoder of `network` for `slots` images, whose steps have the same bits whichever rows they are taken with.
     ///
     /// # Errors
     /// There is no memory for its state.
-    pub fn new(program: &Program, slots: u32) -> Result<Self, ModelError> {
+    pub fn new(network: &Network, slots: u32) -> Result<Self, ModelError> {
         let _guard = tch::no_grad_guard();
-        let ops = program.ops.iter().map(share).collect();
-        let last_reads = program.last_reads();
-        let compiled = Compiled {
-            ops,
-            last_reads: last_reads.iter().map(|done| done.iter().map(|register| register.0).collect()).collect(),
-            places: program.places,
-            table_rows: program.table_rows,
-            width: program.width() as usize,
-            precision: program.precision,
-        };
-        let mut decoder = Self::with_state(compiled, slots)?;
-        decoder.smallest_bucket = decoder.find_smallest_bucket()?;
+        let programs = network.programs.iter().map(share).collect();
+        let mut decoder = Self::with_state(programs, &network.memories, &network.rings, network.precision, slots, true)?;
+        for index in 0..decoder.programs.len() {
+            let smallest = decoder.find_smallest_bucket(index)?;
+            if let Some(bucket) = decoder.smallest_buckets.get_mut(index) {
+                *bucket = smallest;
+            }
+        }
         Ok(decoder)
     }
 
-    fn with_state(compiled: Compiled, slots: u32) -> Result<Self, ModelError> {
-        let rows = (slots as usize).max(1).next_multiple_of(BUCKET);
-        let state = |attention: &Attention| {
-            let zeros = |width: u32| {
-                let shape = [rows as i64, i64::from(attention.heads), i64::from(compiled.places) + 1, i64::from(width)];
-                Tensor::f_zeros(shape, FLOAT)
-            };
-            Ok(State { keys: zeros(attention.head_key)?, values: zeros(attention.head_value)? })
-        };
-        let attentions = compiled.ops.iter().filter_map(|op| match op {
-            Op::Attend { attention, .. } => Some(state(attention)),
-            _ => None,
-        });
-        let states = attentions.collect::<Result<_, TchError>>()?;
-        Ok(Self { states, compiled, slots, rows, smallest_bucket: rows })
+    /// As [`new`](Self::new), for passes that take whatever rows are at hand: nothing is padded, and the bits of a row may
+    /// depend on its neighbours.
+    ///
+    /// # Errors
+    /// There is no memory for its state.
+    pub fn parallel(network: &Network, slots: u32) -> Result<Self, ModelError> {
+        let _guard = tch::no_grad_guard();
+        let programs = network.programs.iter().map(share).collect();
+        Self::with_state(programs, &network.memories, &network.rings, network.precision, slots, false)
     }
 
-    /// The least number of slots from which on all give the same bits in every row, for rows that hold the same.
-    fn find_smallest_bucket(&mut self) -> Result<usize, ModelError> {
+    fn with_state(
+        programs: Vec<Program>,
+        memories: &[(u32, u32)],
+        rings: &[(Attention, u32)],
+        precision: Precision,
+        slots: u32,
+        invariant: bool,
+    ) -> Result<Self, ModelError> {
+        let rows = (slots as usize).max(1).next_multiple_of(BUCKET);
+        let rings = rings.iter().map(|&(attention, places)| {
+            let zeros = |width: u32| {
+                let shape = [rows as i64, i64::from(attention.heads), i64::from(places) + 1, i64::from(width)];
+                Tensor::f_zeros(shape, FLOAT)
+            };
+            Ok(Ring { keys: zeros(attention.head_key)?, values: zeros(attention.head_value)?, places, attention })
+        });
+        let memories = memories.iter().map(|&(width, places)| {
+            let shape = [i64::from(slots) * i64::from(places) + 2, i64::from(width)];
+            Ok(Store { numbers: Tensor::f_zeros(shape, FLOAT)?, places })
+        });
+        Ok(Self {
+            last_reads: programs.iter().map(Program::last_reads).collect(),
+            rings: rings.collect::<Result<_, TchError>>()?,
+            memories: memories.collect::<Result<_, TchError>>()?,
+            smallest_buckets: vec![BUCKET; programs.len()],
+            programs,
+            precision,
+            slots,
+            rows,
+            invariant,
+        })
+    }
+
+    /// The least number of slots from which on all give the same bits in every row of `program`, for rows that hold the
+    /// same.
+    fn find_smallest_bucket(&mut self, program: usize) -> Result<usize, ModelError> {
+        let Some(needs) = self.programs.get(program).map(|program| program.needs.clone()) else { return Ok(BUCKET) };
+        if !needs.looks {
+            return Ok(BUCKET);
+        }
         self.fill()?;
-        let (width, spare) = (self.compiled.width, i64::from(self.compiled.places));
+        let spare = i64::from(needs.ring);
         let (mut smallest, mut reference) = (self.rows, None);
         for bucket in (BUCKET..=self.rows).rev().step_by(BUCKET) {
             let window = Window {
@@ -127,12 +185,20 @@ impl Torch {
                 write: Write::Each(vec![spare; bucket]),
                 mask: Tensor::f_zeros([bucket as i64, 1, spare + 1], FLOAT)?,
             };
-            let mut out = vec![0f32; bucket * width];
             // The first row of the table, for every image.
-            self.evaluate(&vec![0; bucket], 1, &window)?.f_copy_data(&mut out, bucket * width)?;
-            let first: Vec<u32> = out.iter().take(width).map(|number| number.to_bits()).collect();
+            let feed = Feed {
+                rows: bucket,
+                inputs: vec![0; bucket],
+                numbers: vec![0.5; bucket * needs.numbers as usize],
+                reach: Reach::Rings(window),
+            };
+            let mut out = vec![0f32; bucket * needs.width];
+            if let Some(result) = self.evaluate(program, &feed)? {
+                result.f_copy_data(&mut out, bucket * needs.width)?;
+            }
+            let first: Vec<u32> = out.iter().take(needs.width).map(|number| number.to_bits()).collect();
             let reference = reference.get_or_insert(first);
-            let mut rows = out.chunks_exact(width.max(1));
+            let mut rows = out.chunks_exact(needs.width.max(1));
             if !rows.all(|row| row.iter().map(|number| number.to_bits()).eq(reference.iter().copied())) {
                 break;
             }
@@ -144,7 +210,7 @@ impl Torch {
 
     /// Fills every image with the same made-up keys and values.
     fn fill(&mut self) -> Result<(), TchError> {
-        for tensor in self.states.iter_mut().flat_map(|state| [&mut state.keys, &mut state.values]) {
+        for tensor in self.rings.iter_mut().flat_map(|ring| [&mut ring.keys, &mut ring.values]) {
             let one = tensor.f_narrow(0, 0, 1)?;
             let length = i64::try_from(one.numel()).unwrap_or(i64::MAX);
             let pattern = Tensor::f_arange(length, FLOAT)?.f_mul_scalar(0.7)?.f_cos()?.f_view(one.size().as_slice())?;
@@ -154,19 +220,22 @@ impl Torch {
     }
 
     fn forget(&mut self, first: i64, images: i64) -> Result<(), TchError> {
-        for tensor in self.states.iter_mut().flat_map(|state| [&mut state.keys, &mut state.values]) {
+        for tensor in self.rings.iter_mut().flat_map(|ring| [&mut ring.keys, &mut ring.values]) {
             let _ = tensor.f_narrow(0, first, images)?.f_zero_()?;
         }
         Ok(())
     }
 
     /// One rank of each of `rows`, whose slots are distinct.
-    fn step(&mut self, rows: &[RowView<'_>], out: &mut [f32]) -> Result<(), ModelError> {
+    fn step(&mut self, program: usize, rows: &[Row<'_>], out: &mut [f32]) -> Result<(), ModelError> {
         let highest = rows.iter().map(|row| row.slot as usize).max().unwrap_or(0);
-        let bucket = (highest + 1).next_multiple_of(BUCKET).max(self.smallest_bucket);
-        let each = rows.first().map_or(0, |row| row.inputs.len());
-        let (ring, spare) = (self.compiled.places as usize + 1, self.compiled.places);
+        let smallest = self.smallest_buckets.get(program).copied().unwrap_or(BUCKET);
+        let bucket = (highest + 1).next_multiple_of(BUCKET).max(smallest);
+        let spare = self.programs.get(program).map_or(0, |program| program.needs.ring);
+        let ring = spare as usize + 1;
+        let [each, numbers_each] = rows.first().map_or([0, 0], |row| [row.inputs.len(), row.numbers.len()]);
         let mut inputs = vec![0i64; bucket * each];
+        let mut numbers = vec![0f32; bucket * numbers_each];
         let mut places = vec![i64::from(spare); bucket];
         let mut mask = vec![f32::NEG_INFINITY; bucket * ring];
         // What nobody wants sees the spare place alone.
@@ -177,6 +246,7 @@ impl Torch {
                 *place = i64::from(row.place);
             }
             inputs.iter_mut().skip(slot * each).zip(row.inputs).for_each(|(to, &input)| *to = i64::from(input));
+            numbers.iter_mut().skip(slot * numbers_each).zip(row.numbers).for_each(|(to, &number)| *to = number);
             if let Some(mask) = mask.get_mut(slot * ring..(slot + 1) * ring) {
                 show(row, mask);
                 mask.iter_mut().skip(spare as usize).for_each(|seen| *seen = f32::NEG_INFINITY);
@@ -189,86 +259,238 @@ impl Torch {
             write: Write::Each(places),
             mask: Tensor::f_from_slice(&mask)?.f_view([bucket as i64, 1, ring as i64])?,
         };
+        let feed = Feed { rows: bucket, inputs, numbers, reach: Reach::Rings(window) };
+        let Some(result) = self.evaluate(program, &feed)? else { return Ok(()) };
         let wanted: Vec<i64> = rows.iter().map(|row| i64::from(row.slot)).collect();
-        let result = self.evaluate(&inputs, each, &window)?.f_index_select(0, &Tensor::f_from_slice(&wanted)?)?;
-        Ok(result.f_copy_data(out, out.len())?)
+        Ok(result.f_index_select(0, &Tensor::f_from_slice(&wanted)?)?.f_copy_data(out, out.len())?)
     }
 
     /// Consecutive ranks of each of some consecutive slots.
-    fn span(&mut self, rows: &[RowView<'_>], out: &mut [f32]) -> Result<(), ModelError> {
+    fn span(&mut self, program: usize, rows: &[Row<'_>], out: &mut [f32]) -> Result<(), ModelError> {
         let unfit = || ModelError::Step("rows are neither one a slot nor spans of equal length".to_owned());
         let first = rows.first().ok_or_else(unfit)?;
         let ranks = rows.iter().take_while(|row| row.slot == first.slot).count();
-        let (images, ring) = (rows.len() / ranks.max(1), self.compiled.places as usize + 1);
-        let fits = rows.iter().enumerate().all(|(index, row)| {
+        let ring = self.programs.get(program).map_or(0, |program| program.needs.ring) as usize + 1;
+        let images = rows.len() / ranks.max(1);
+        let fits = rows.iter().zip(rows.iter().cycle().take(ranks).cycle()).enumerate().all(|(index, (row, like))| {
             row.slot as usize == first.slot as usize + index / ranks
-                && row.place as usize == first.place as usize + index % ranks
+                && row.place == like.place
                 && row.inputs.len() == first.inputs.len()
         });
         if !fits || images * ranks != rows.len() {
             return Err(unfit());
         }
-        let inputs: Vec<i64> = rows.iter().flat_map(|row| row.inputs).map(|&input| i64::from(input)).collect();
         // Images differ in nothing that decides what is seen.
         let mut mask = vec![f32::NEG_INFINITY; ranks * ring];
         rows.iter().zip(mask.chunks_exact_mut(ring)).for_each(|(row, mask)| show(row, mask));
+        let places: Vec<i64> = rows.iter().take(ranks).map(|row| i64::from(row.place)).collect();
         let window = Window {
             first: i64::from(first.slot),
             images: images as i64,
             ranks: ranks as i64,
-            write: Write::Span(i64::from(first.place)),
+            write: Write::Span(Tensor::f_from_slice(&places)?),
             mask: Tensor::f_from_slice(&mask)?.f_view([1, ranks as i64, ring as i64])?,
         };
-        Ok(self.evaluate(&inputs, first.inputs.len(), &window)?.f_copy_data(out, out.len())?)
+        let feed = Feed {
+            rows: rows.len(),
+            inputs: rows.iter().flat_map(|row| row.inputs).map(|&input| i64::from(input)).collect(),
+            numbers: rows.iter().flat_map(|row| row.numbers).copied().collect(),
+            reach: Reach::Rings(window),
+        };
+        let Some(result) = self.evaluate(program, &feed)? else { return Ok(()) };
+        Ok(result.f_copy_data(out, out.len())?)
     }
 
-    /// The output [B * T, width] of a window whose rows start from the sums of `each` rows of the table.
-    fn evaluate(&mut self, inputs: &[i64], each: usize, window: &Window) -> Result<Tensor, TchError> {
-        let Compiled { ops, last_reads, precision, .. } = &self.compiled;
-        let mut states = self.states.iter_mut();
-        let mut registers: Vec<Option<Tensor>> = Vec::with_capacity(ops.len());
-        for (op, done) in ops.iter().zip(last_reads) {
-            let register = |index: usize| {
-                let found = registers.get(index).and_then(Option::as_ref);
-                found.ok_or_else(|| TchError::Shape(format!("register {index} holds nothing")))
+    /// Any rows of a program without rings.
+    fn list(&mut self, program: usize, rows: &[Row<'_>], out: &mut [f32]) -> Result<(), ModelError> {
+        let Some(first) = rows.first() else { return Ok(()) };
+        let count = if self.invariant { rows.len().next_multiple_of(PIECE) } else { rows.len() };
+        if rows.iter().any(|row| row.inputs.len() != first.inputs.len()) {
+            return Err(ModelError::Step("rows have unequal numbers of inputs".to_owned()));
+        }
+        let mut inputs: Vec<i64> = rows.iter().flat_map(|row| row.inputs).map(|&input| i64::from(input)).collect();
+        let mut numbers: Vec<f32> = rows.iter().flat_map(|row| row.numbers).copied().collect();
+        let mut places: Vec<u32> = rows.iter().flat_map(|row| row.places).copied().collect();
+        let mut slots: Vec<u32> = rows.iter().map(|row| row.slot).collect();
+        // Rows that nobody wants read zeros and write to the spare row.
+        inputs.resize(count * first.inputs.len(), 0);
+        numbers.resize(count * first.numbers.len(), 0.0);
+        places.resize(count * first.places.len(), NOWHERE);
+        slots.resize(count, 0);
+        let feed = Feed { rows: count, inputs, numbers, reach: Reach::Memories { slots, places } };
+        let Some(result) = self.evaluate(program, &feed)? else { return Ok(()) };
+        Ok(result.f_narrow(0, 0, rows.len() as i64)?.f_copy_data(out, out.len())?)
+    }
+
+    /// The output [rows, width], if the program has one.
+    fn evaluate(&mut self, program: usize, feed: &Feed) -> Result<Option<Tensor>, TchError> {
+        let Some((program, last_reads)) = self.programs.get(program).zip(self.last_reads.get(program)) else {
+            return Err(TchError::Shape("there is no such program".to_owned()));
+        };
+        let rows = feed.rows as i64;
+        let mut registers: Vec<Option<Tensor>> = Vec::with_capacity(program.ops.len());
+        for (op, done) in program.ops.iter().zip(last_reads) {
+            let register = |register: Register| {
+                let found = registers.get(register.0).and_then(Option::as_ref);
+                found.ok_or_else(|| TchError::Shape(format!("{register:?} holds nothing")))
             };
             let result = match op {
-                Op::Embed { table } => table
-                    .f_index_select(0, &Tensor::f_from_slice(inputs)?)?
-                    .f_view([window.images * window.ranks, each as i64, -1])?
-                    .f_sum_dim_intlist([1i64].as_slice(), false, None)?,
+                Op::Embed { table } => Some(
+                    table
+                        .f_index_select(0, &Tensor::f_from_slice(&feed.inputs)?)?
+                        .f_view([rows, feed.inputs.len() as i64 / rows.max(1), -1])?
+                        .f_sum_dim_intlist([1i64].as_slice(), false, None)?,
+                ),
+                Op::Input => Some(Tensor::f_from_slice(&feed.numbers)?.f_view([rows, -1])?),
                 Op::Linear { from, linear } => {
-                    let mut result = register(from.0)?.f_linear(&linear.weight, linear.bias.as_ref())?;
-                    if linear.activation == Some(Activation::Relu) {
-                        result = result.f_relu_()?;
+                    let pieces = self.invariant && matches!(feed.reach, Reach::Memories { .. });
+                    let mut result = multiply(register(*from)?, linear, pieces)?;
+                    if let Some(activation) = linear.activation {
+                        result = activate(&result, activation)?;
                     }
-                    match linear.residual {
-                        Some(residual) => result.f_add_(register(residual.0)?)?,
-                        None => result,
+                    if let Some(residual) = linear.residual {
+                        result = result.f_add_(register(residual)?)?;
                     }
+                    Some(result)
                 }
                 Op::Normalise { from, normalisation } => {
                     let Normalisation { scale, shift, epsilon } = normalisation;
-                    register(from.0)?.f_layer_norm(scale.size(), Some(scale), Some(shift), *epsilon, false)?
+                    Some(register(*from)?.f_layer_norm(scale.size(), Some(scale), Some(shift), *epsilon, false)?)
                 }
-                Op::Attend { from, attention } => {
-                    let state = states.next().ok_or_else(|| TchError::Shape("no state".to_owned()))?;
-                    attend(register(from.0)?, attention, state, window, *precision)?
+                Op::Activate { from, activation } => Some(activate(register(*from)?, *activation)?),
+                Op::Add { first, second } => Some(register(*first)?.f_add(register(*second)?)?),
+                Op::Gate { from, passing, residual } => {
+                    let from = register(*from)?;
+                    let half = from.size2()?.1 / 2;
+                    let passed = match passing {
+                        Passing::Tanh => from.f_narrow_copy(1, 0, half)?.f_tanh_()?,
+                        Passing::Identity => from.f_narrow_copy(1, 0, half)?,
+                    };
+                    let gated = passed.f_mul(&from.f_narrow_copy(1, half, half)?.f_sigmoid_()?)?;
+                    Some(match residual {
+                        Some(residual) => gated.f_add(register(*residual)?)?,
+                        None => gated,
+                    })
                 }
+                Op::Cell { gates, carried } => {
+                    let (gates, carried) = (register(*gates)?, register(*carried)?);
+                    let width = carried.size2()?.1;
+                    let part = |index: i64| gates.f_narrow_copy(1, index * width, width);
+                    let [o, f, i] = [part(0)?, part(1)?, part(2)?];
+                    let new = part(3)?.f_tanh_()?.f_mul(&i.f_sigmoid()?)?;
+                    let c = f.f_sigmoid()?.f_mul(carried)?.f_add(&new)?;
+                    let h = c.f_tanh()?.f_mul(&o.f_sigmoid()?)?;
+                    Some(Tensor::f_cat(&[c, h], 1)?)
+                }
+                Op::Gather { parts } => {
+                    let parts: Vec<Tensor> = parts
+                        .iter()
+                        .map(|part| match *part {
+                            Part::Register(from) => Ok(register(from)?.shallow_clone()),
+                            Part::Memory { memory, taps, column, width } => {
+                                self.recall(memory, taps, feed)?
+                                    .f_narrow(1, i64::from(column), i64::from(width))?
+                                    .f_reshape([rows, -1])
+                            }
+                        })
+                        .collect::<Result<_, TchError>>()?;
+                    Some(Tensor::f_cat(&parts, 1)?)
+                }
+                Op::Remember { from, memory, taps, column } => {
+                    self.remember(register(*from)?, *memory, *taps, i64::from(*column), feed)?;
+                    None
+                }
+                Op::Store { from, ring } => {
+                    if let (Some(ring), Reach::Rings(window)) = (self.rings.get(ring.0), &feed.reach) {
+                        store(register(*from)?, ring, window, self.precision)?;
+                    }
+                    None
+                }
+                Op::Look { from, ring, sight } => match (self.rings.get(ring.0), &feed.reach) {
+                    (Some(ring), Reach::Rings(window)) => Some(look(register(*from)?, ring, *sight, window)?),
+                    _ => None,
+                },
             };
-            for &register in done {
-                if let Some(register) = registers.get_mut(register) {
+            registers.push(result);
+            for register in done {
+                if let Some(register) = registers.get_mut(register.0) {
                     *register = None;
                 }
             }
-            registers.push(Some(result));
         }
-        registers.pop().flatten().ok_or_else(|| TchError::Shape("an empty program".to_owned()))
+        Ok(program.output.and_then(|output| registers.get_mut(output.0)).and_then(Option::take))
+    }
+
+    /// What lies at `taps` of each row: [rows x taps, width of the memory].
+    fn recall(&self, memory: Memory, taps: Taps, feed: &Feed) -> Result<Tensor, TchError> {
+        let store = self.memories.get(memory.0).ok_or_else(|| TchError::Shape("there is no such memory".to_owned()))?;
+        let zeros = i64::from(self.slots) * i64::from(store.places);
+        let at = places(feed, taps, store.places, zeros);
+        store.numbers.f_index_select(0, &Tensor::f_from_slice(&at)?)
+    }
+
+    fn remember(&self, from: &Tensor, memory: Memory, taps: Taps, column: i64, feed: &Feed) -> Result<(), TchError> {
+        let store = self.memories.get(memory.0).ok_or_else(|| TchError::Shape("there is no such memory".to_owned()))?;
+        let spare = i64::from(self.slots) * i64::from(store.places) + 1;
+        let (_, width) = store.numbers.size2()?;
+        let (_, given) = from.size2()?;
+        let (neighbours, given) = if given > width { (given / width, width) } else { (1, given) };
+        let at: Vec<i64> = places(feed, taps, store.places, spare)
+            .into_iter()
+            .flat_map(|at| (0..neighbours).map(move |next| if at == spare { spare } else { at + next }))
+            .collect();
+        let rows = from.f_reshape([-1, given])?;
+        let _ = store.numbers.f_narrow(1, column, given)?.f_index_copy_(0, &Tensor::f_from_slice(&at)?, &rows)?;
+        Ok(())
     }
 }
 
-/// The same operation with handles of its own on the same tensors.
-fn share(op: &Op) -> Op {
+/// Of each row of `feed` and each of its `taps` in turn: the row of a memory of `places` places, `nowhere` for none.
+fn places(feed: &Feed, taps: Taps, places: u32, nowhere: i64) -> Vec<i64> {
+    let Reach::Memories { slots, places: given } = &feed.reach else { return Vec::new() };
+    let each = given.len() / slots.len().max(1);
+    let rows = given.chunks_exact(each.max(1)).zip(slots);
+    rows.flat_map(|(row, &slot)| {
+        let taps = row.iter().skip(taps.first).take(taps.count);
+        taps.map(move |&place| match place {
+            NOWHERE => nowhere,
+            place => i64::from(slot) * i64::from(places) + i64::from(place),
+        })
+    })
+    .collect()
+}
+
+/// weight x from + bias, [`PIECE`] rows at a time if in `pieces`.
+fn multiply(from: &Tensor, linear: &Linear, pieces: bool) -> Result<Tensor, TchError> {
+    let (rows, _) = from.size2()?;
+    if !pieces || rows <= PIECE as i64 {
+        return from.f_linear(&linear.weight, linear.bias.as_ref());
+    }
+    let results: Vec<Tensor> = (0..rows)
+        .step_by(PIECE)
+        .map(|first| from.f_narrow(0, first, PIECE as i64)?.f_linear(&linear.weight, linear.bias.as_ref()))
+        .collect::<Result<_, TchError>>()?;
+    Tensor::f_cat(&results, 0)
+}
+
+fn activate(from: &Tensor, activation: Activation) -> Result<Tensor, TchError> {
+    match activation {
+        Activation::Relu => from.f_relu(),
+        Activation::ConcatElu => Tensor::f_cat(&[from.shallow_clone(), from.f_neg()?], 1)?.f_elu_(),
+    }
+}
+
+/// The same program with handles of its own on the same tensors.
+fn share(program: &Program) -> Program {
+    Program {
+        ops: program.ops.iter().map(share_op).collect(),
+        widths: program.widths.clone(),
+        output: program.output,
+        needs: program.needs.clone(),
+    }
+}
+
+fn share_op(op: &Op) -> Op {
     match op {
         Op::Embed { table } => Op::Embed { table: table.shallow_clone() },
         Op::Linear { from, linear } => {
@@ -282,62 +504,80 @@ fn share(op: &Op) -> Op {
             let (scale, shift) = (scale.shallow_clone(), shift.shallow_clone());
             Op::Normalise { from: *from, normalisation: Normalisation { scale, shift, epsilon: *epsilon } }
         }
-        Op::Attend { from, attention } => Op::Attend { from: *from, attention: *attention },
+        Op::Input => Op::Input,
+        Op::Activate { from, activation } => Op::Activate { from: *from, activation: *activation },
+        Op::Add { first, second } => Op::Add { first: *first, second: *second },
+        Op::Gate { from, passing, residual } => Op::Gate { from: *from, passing: *passing, residual: *residual },
+        Op::Cell { gates, carried } => Op::Cell { gates: *gates, carried: *carried },
+        Op::Gather { parts } => Op::Gather { parts: parts.clone() },
+        Op::Remember { from, memory, taps, column } => {
+            Op::Remember { from: *from, memory: *memory, taps: *taps, column: *column }
+        }
+        Op::Store { from, ring } => Op::Store { from: *from, ring: *ring },
+        Op::Look { from, ring, sight } => Op::Look { from: *from, ring: *ring, sight: *sight },
     }
 }
 
 /// Sets `mask` to 0 for every place that `row` sees.
-fn show(row: &RowView<'_>, mask: &mut [f32]) {
+fn show(row: &Row<'_>, mask: &mut [f32]) {
     for range in row.seen {
         let seen = mask.get_mut(range.start as usize..range.end as usize).unwrap_or_default();
         seen.fill(0.0);
     }
 }
 
-/// Writes the keys and values in `from` [B * T, queries, keys and values of all heads] and attends: [B * T, values].
-fn attend(
-    from: &Tensor,
-    attention: &Attention,
-    state: &mut State,
-    window: &Window,
-    precision: Precision,
-) -> Result<Tensor, TchError> {
-    let [heads, head_key, head_value] = [attention.heads, attention.head_key, attention.head_value].map(i64::from);
-    let (key_width, value_width) = (heads * head_key, heads * head_value);
-    let &Window { first, images, ranks, .. } = window;
-    let batch = images * heads;
-    let new_keys = from.f_narrow(1, key_width, key_width)?;
-    let new_values = from.f_narrow(1, 2 * key_width, value_width)?;
-    for (new, to, width) in [(new_keys, &state.keys, head_key), (new_values, &state.values, head_value)] {
+/// Writes `from` [B * T, keys and values of all heads] to the ring.
+fn store(from: &Tensor, ring: &Ring, window: &Window, precision: Precision) -> Result<(), TchError> {
+    let [heads, head_key, head_value] =
+        [ring.attention.heads, ring.attention.head_key, ring.attention.head_value].map(i64::from);
+    let keys = from.f_narrow(1, 0, heads * head_key)?;
+    let values = from.f_narrow(1, heads * head_key, heads * head_value)?;
+    for (new, to, width) in [(keys, &ring.keys, head_key), (values, &ring.values, head_value)] {
         let new = match precision {
             Precision::F32 => new,
             Precision::Bf16 => new.f_to_kind(Kind::BFloat16)?.f_to_kind(Kind::Float)?,
         };
-        remember(&new.f_reshape([images, ranks, heads, width])?.f_transpose(1, 2)?, to, window)?;
+        write(&new.f_reshape([window.images, window.ranks, heads, width])?.f_transpose(1, 2)?, to, window)?;
     }
+    Ok(())
+}
+
+/// Attention of `from` [B * T, queries of all heads]: [B * T, values].
+fn look(from: &Tensor, ring: &Ring, sight: Sight, window: &Window) -> Result<Tensor, TchError> {
+    let [heads, head_key, head_value] =
+        [ring.attention.heads, ring.attention.head_key, ring.attention.head_value].map(i64::from);
+    let &Window { first, images, ranks, .. } = window;
+    let (batch, places) = (images * heads, i64::from(ring.places));
     let query = from
-        .f_narrow(1, 0, key_width)?
         .f_view([images, ranks, heads, head_key])?
         .f_transpose(1, 2)?
         .f_reshape([batch, ranks, head_key])?;
     // [B * heads, places + 1, head_key] and [.., head_value]: views of the state.
-    let keys = state.keys.f_narrow(0, first, images)?.f_flatten(0, 1)?;
-    let values = state.values.f_narrow(0, first, images)?.f_flatten(0, 1)?;
-    // One mask for all heads of an image; for all images too where they see the same.
-    let mask = match window.write {
-        Write::Span(_) => window.mask.shallow_clone(),
-        Write::Each(_) => window.mask.f_repeat_interleave_self_int(heads, 0, batch)?,
+    let keys = ring.keys.f_narrow(0, first, images)?.f_flatten(0, 1)?;
+    let values = ring.values.f_narrow(0, first, images)?.f_flatten(0, 1)?;
+    let (scores, values) = match sight {
+        Sight::All => {
+            (query.f_bmm(&keys.f_narrow(1, 0, places)?.f_transpose(1, 2)?)?, values.f_narrow(1, 0, places)?)
+        }
+        Sight::Seen => {
+            // One mask for all heads of an image; for all images too where they see the same.
+            let mask = match window.write {
+                Write::Span(_) => window.mask.shallow_clone(),
+                Write::Each(_) => window.mask.f_repeat_interleave_self_int(heads, 0, batch)?,
+            };
+            (mask.f_baddbmm(&query, &keys.f_transpose(1, 2)?, 1.0, 1.0)?, values)
+        }
     };
-    mask.f_baddbmm(&query, &keys.f_transpose(1, 2)?, 1.0, 1.0)?
+    scores
         .f_softmax(-1, None)?
         .f_bmm(&values)?
         .f_view([images, heads, ranks, head_value])?
         .f_transpose(1, 2)?
-        .f_reshape([images * ranks, value_width])
+        .f_reshape([images * ranks, heads * head_value])
 }
 
 /// Writes `rows` [B, heads, T, width] into `state` [slots, heads, places + 1, width].
-fn remember(rows: &Tensor, state: &Tensor, window: &Window) -> Result<(), TchError> {
+fn write(rows: &Tensor, state: &Tensor, window: &Window) -> Result<(), TchError> {
     let to = state.f_narrow(0, window.first, window.images)?;
     match &window.write {
         Write::Each(places) => {
@@ -352,7 +592,7 @@ fn remember(rows: &Tensor, state: &Tensor, window: &Window) -> Result<(), TchErr
             let rows = rows.f_reshape([window.images * heads, width])?;
             let _ = to.f_view([-1, width])?.f_index_copy_(0, &Tensor::f_from_slice(&at)?, &rows)?;
         }
-        Write::Span(start) => to.f_narrow(2, *start, window.ranks)?.f_copy_(rows)?,
+        Write::Span(places) => _ = to.shallow_clone().f_index_copy_(2, places, rows)?,
     }
     Ok(())
 }
@@ -363,21 +603,28 @@ impl Decoder for Torch {
             return Err(ModelError::Step(format!("there is no {slot:?}")));
         }
         let _guard = tch::no_grad_guard();
+        for Store { numbers, places } in &self.memories {
+            let places = i64::from(*places);
+            let _ = numbers.f_narrow(0, i64::from(slot.0) * places, places)?.f_zero_()?;
+        }
         Ok(self.forget(i64::from(slot.0), 1)?)
     }
 
-    fn run(&mut self, rows: &Rows, out: &mut [f32]) -> Result<(), ModelError> {
-        let Compiled { places, table_rows, width, .. } = self.compiled;
-        rows.check(Shape { slots: self.slots, places, table_rows, width }, out.len())?;
+    fn run(&mut self, program: ProgramId, rows: &Rows, out: &mut [f32]) -> Result<(), ModelError> {
+        let needs = self.programs.get(program.0).map(|program| &program.needs);
+        rows.check(needs, self.slots, out.len())?;
         if rows.is_empty() {
             return Ok(());
         }
         let _guard = tch::no_grad_guard();
         let all: Vec<_> = rows.iter().collect();
+        if needs.is_none_or(|needs| needs.ring == 0) {
+            return self.list(program.0, &all, out);
+        }
         let mut seen = vec![false; self.slots as usize];
         let distinct =
             all.iter().all(|row| seen.get_mut(row.slot as usize).is_some_and(|seen| !std::mem::replace(seen, true)));
-        if distinct { self.step(&all, out) } else { self.span(&all, out) }
+        if distinct { self.step(program.0, &all, out) } else { self.span(program.0, &all, out) }
     }
 
     fn rows_are_invariant(&self) -> bool {
@@ -386,16 +633,14 @@ impl Decoder for Torch {
 
     fn another(&self) -> Result<Box<dyn Decoder>, ModelError> {
         let _guard = tch::no_grad_guard();
-        let Compiled { ops, last_reads, places, table_rows, width, precision } = &self.compiled;
-        let compiled = Compiled {
-            ops: ops.iter().map(share).collect(),
-            last_reads: last_reads.clone(),
-            places: *places,
-            table_rows: *table_rows,
-            width: *width,
-            precision: *precision,
-        };
-        let another = Self::with_state(compiled, self.slots)?;
-        Ok(Box::new(Self { smallest_bucket: self.smallest_bucket, ..another }))
+        let memories: Vec<_> = self
+            .memories
+            .iter()
+            .map(|store| Ok((store.numbers.size2()?.1 as u32, store.places)))
+            .collect::<Result<_, TchError>>()?;
+        let rings: Vec<_> = self.rings.iter().map(|ring| (ring.attention, ring.places)).collect();
+        let programs = self.programs.iter().map(share).collect();
+        let another = Self::with_state(programs, &memories, &rings, self.precision, self.slots, self.invariant)?;
+        Ok(Box::new(Self { smallest_buckets: self.smallest_buckets.clone(), ..another }))
     }
 }
