@@ -86,10 +86,11 @@ CASES: dict[str, dict[str, Case]] = {
             TRANSFORMER, 4, 4, 3, 5, 2, 16, 2, 16, 16, 20, "sinusoidal", "post",
             **block(2, 4, "values", 1, 3, "block_raster"), classes=3),
         "blocks_of_pixels_shifted_alone": case(
-            TRANSFORMER, 4, 6, 2, 5, 2, 16, 2, 16, 16, 20, "learned", "pre", **block(2, 3, "pixels", 2, 1, "per_block")),
+            TRANSFORMER, 4, 6, 2, 5, 2, 16, 2, 16, 16, 20, "learned", "pre",
+            **block(2, 3, "pixels", 2, 1, "per_block")),
         "blocks_mixture": case(
-            TRANSFORMER, 6, 4, 3, 9, 2, 16, 2, 16, 16, 20, "learned", "post", **block(3, 2, "pixels", 2, 2,
-            "block_raster"), input="ordinal", components=2),
+            TRANSFORMER, 6, 4, 3, 9, 2, 16, 2, 16, 16, 20, "learned", "post",
+            **block(3, 2, "pixels", 2, 2, "block_raster"), input="ordinal", components=2),
         "blocks_without_memory": case(
             TRANSFORMER, 4, 4, 1, 5, 2, 16, 2, 16, 16, 20, "sinusoidal", "pre",
             **block(2, 4, "values", 0, 0, "block_raster"), classes=2),
@@ -97,8 +98,8 @@ CASES: dict[str, dict[str, Case]] = {
             TRANSFORMER, 4, 4, 3, 5, 2, 16, 2, 16, 16, 20, "learned", "post", query_block=8, low_height=2, low_width=2,
             encoder_layers=2, classes=3),
         "encoder_pre_blocks_torchscript": case(
-            TRANSFORMER, 4, 6, 1, 17, 2, 16, 2, 24, 8, 20, "sinusoidal", "pre", **block(2, 3, "values", 2, 2,
-            "block_raster"), low_height=2, low_width=3, encoder_layers=1),
+            TRANSFORMER, 4, 6, 1, 17, 2, 16, 2, 24, 8, 20, "sinusoidal", "pre",
+            **block(2, 3, "values", 2, 2, "block_raster"), low_height=2, low_width=3, encoder_layers=1),
         "encoder_mixture": case(
             TRANSFORMER, 4, 4, 2, 9, 1, 12, 2, 12, 12, 16, "learned", "post", query_block=6, low_height=1, low_width=2,
             encoder_layers=1, input="ordinal_relu", components=2),

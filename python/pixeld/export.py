@@ -147,8 +147,8 @@ def write_package(directory: Path, module: nn.Module, config: ModelConfig, name:
     """Writes `directory`/model.toml and the weights file beside it.
 
     `weights` is the file name, and its ending picks the form. `low_model` names the package that draws the
-    low-resolution image of a request that brings none. `tables` are the optional tables of the manifest: data, training,
-    results, golden (the last with lists `score` and `sample`).
+    low-resolution image of a request that brings none. `tables` are the optional tables of the manifest: data,
+    training, results, golden (the last with lists `score` and `sample`).
     """
     directory.mkdir(parents=True, exist_ok=True)
     write_weights(directory / weights, module)

@@ -1,10 +1,9 @@
 """Parts that several families share: class vectors, and the masked convolutions and conditions of the PixelCNN kin.
 
-Masks and colour groups (PixelRNN, arXiv 1601.06759, 3.4): features are split into C groups, one per channel of the image.
-A masked convolution opens all taps above the centre and left of it; at the centre a feature sees groups below its own
-(mask A, the first convolution) or up to its own (mask B, all others); taps right of the centre and below are closed. A
-weights file holds whole kernels, and whatever stands under a mask counts as zero.
-"""
+Masks and colour groups (PixelRNN, arXiv 1601.06759, 3.4): features are split into C groups, one per channel of the
+image. A masked convolution opens all taps above the centre and left of it; at the centre a feature sees groups below
+its own (mask A, the first convolution) or up to its own (mask B, all others); taps right of the centre and below are
+closed. A weights file holds whole kernels, and whatever stands under a mask counts as zero."""
 
 from typing import Optional
 
@@ -72,7 +71,7 @@ class MaskedConv2d(nn.Conv2d):
 
 
 class Upsample(nn.ConvTranspose2d):
-    """Low-resolution image to maps of the full size (PixelRNN 3.6): each place sees the 3 x 3 low-resolution pixels about.
+    """Low-resolution image to maps of the full size (PixelRNN 3.6): a place sees 3 x 3 low-resolution pixels about it.
 
     One transposed convolution of stride (fh, fw), kernel (3 fh, 3 fw) and padding (fh, fw), then ReLU, with the factors
     fh = height / low_height and fw = width / low_width.

@@ -1,4 +1,4 @@
-"""The mixture-of-logistics head (PixelCNN++, arXiv 1701.05517, 2.1 and 2.2): exact log-probabilities, channel by channel.
+"""The mixture-of-logistics head (PixelCNN++, arXiv 1701.05517, 2.1 and 2.2): exact, and channel by channel.
 
 One row of P = K * (1 + 2C + C(C-1)/2) numbers describes a pixel of C channels with V levels by K components. They stand
 in the layout "saha": kind by kind, in each kind channel by channel, in each channel component by component.
@@ -75,7 +75,7 @@ def conditional_log_probs(parameters: Tensor, values: Tensor, levels: int) -> Te
 
 
 def table(parameters: Tensor, earlier: Tensor, channels: int, levels: int) -> Tensor:
-    """ln p(v | earlier) of every level v of the next channel: [levels], for one row [P] and its known first channels."""
+    """ln p(v | earlier) of every level v of the next channel, for one row [P] and its first channels: [levels]."""
     channel = len(earlier)
     candidates = torch.zeros(levels, channels, dtype=torch.int64)
     candidates[:, :channel] = earlier

@@ -82,7 +82,9 @@ def influence(config: ModelConfig, module: nn.Module) -> Tensor:
         values = torch.randint(config.levels, (1, config.height, config.width, config.channels)).repeat(count, 1, 1, 1)
         changed = (values.flatten(1) + torch.eye(count, dtype=torch.int64)) % config.levels
         differs = (module(changed.view_as(values)) != module(values)).any(dim=-1)
-        seen |= (differs if config.components is None else differs[..., None].repeat(1, 1, 1, config.channels)).flatten(1)
+        if config.components is not None:
+            differs = differs[..., None].repeat(1, 1, 1, config.channels)
+        seen |= differs.flatten(1)
     by_rank = cells_by_rank(config.height, config.width * config.channels, *config.value_block)
     return seen[by_rank][:, by_rank]
 
@@ -137,7 +139,7 @@ class FamilyTest(unittest.TestCase):
     @torch.no_grad()
     def test_conditions_reach_every_value_and_no_class_is_zero(self) -> None:
         values = torch.randint(5, (6, 4, 4, 3))
-        first, second, absent = torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([1, 2, 0, 2, 0, 1]), torch.tensor([-1] * 6)
+        first, second, absent = torch.tensor([[0, 1, 2, 0, 1, 2], [1, 2, 0, 2, 0, 1], [-1] * 6])
         for name in CASES:
             with self.subTest(name):
                 config, module = build(name, 4, 4, 3, 5, classes=3)
@@ -204,7 +206,7 @@ class VisibilityTest(unittest.TestCase):
 
     @torch.no_grad()
     def test_the_gated_model_sees_a_rectangle_without_a_blind_spot(self) -> None:
-        # Three layers of 3 x 3, one row down at the link: 4 rows above, 3 columns to either side, and left in the own row.
+        # Three layers of 3 x 3, one row down at the link: 4 rows above, 3 columns to either side; left in the own row.
         config, module = build("gated", 7, 9, 1, 5, layers=3)
         seen = influence(config, module).view(7, 9, 7, 9)
         for row, column in itertools.product(range(7), range(9)):

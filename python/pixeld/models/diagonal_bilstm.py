@@ -7,12 +7,12 @@ Everything but the layer itself is in ``pixeld.models.pixel_rnn``. The left-to-r
 
 The cell state comes from the left neighbour alone. The right-to-left direction is the same on the mirrored image, with
 the neighbours (i-1, j) and (i, j+1). The layer's h features at (i, j) are hidden_left(i, j) + hidden_right(i-1, j): the
-output of the right direction moves down one row, zeros come in at the top. A value sees all before it but one: as
-mask A hides the last channel of a pixel from the pixel's own place in the stream, the last value of a row is seen in the
-row below only as far left as the first convolution reaches.
+output of the right direction moves down one row, zeros come in at the top. A value sees all before it but one: as mask
+A hides the last channel of a pixel from the pixel's own place in the stream, the last value of a row is seen in the row
+below only as far left as the first convolution reaches.
 
-Skewed so that pixel (i, j) stands in column i + j, a diagonal is a column and the neighbours are (i-1, t-1) and (i, t-1).
-The skewed image has cells before column 0 of the image; ``pad_state`` says what state they are in:
+Skewed so that pixel (i, j) stands in column i + j, a diagonal is a column and the neighbours are (i-1, t-1) and (i,
+t-1). The skewed image has cells before column 0 of the image; ``pad_state`` says what state they are in:
 
     "zero"       zeros, and zeros above the image
     "learned"    initial_hidden and initial_cell of the direction, and initial_hidden above the image

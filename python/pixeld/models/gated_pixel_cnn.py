@@ -1,18 +1,19 @@
 """Gated PixelCNN (van den Oord et al. 2016, arXiv 1606.05328): a vertical and a horizontal stack without a blind spot.
 
-Notation as in ``pixeld.models.pixel_rnn``; p is the width of both stacks. gate(t) = tanh(first half) * sigmoid(second half).
+Notation as in ``pixeld.models.pixel_rnn``; p is the width of both stacks. gate(t) = tanh(first half) * sigmoid(second
+half).
 
     V = vertical(v);  v = gate(V + vertical_condition)                          rows up to and including the own one
     g = gate(horizontal(h) + link(V one row down) + horizontal_condition)       own row, up to the own pixel
     h = output(g) [+ h, except in layer 0]
 
-Both stacks begin with the scaled image. The vertical stack sees its own row, so V moves down one row, zeros coming in at
-the top, before it joins the horizontal one: row i of V is final as soon as row i of the image is. The link takes V before
-condition and gate (section 2.2). Conditions (section 2.3) are added in both gates of both stacks, once each. The head is
-that of PixelRNN: each hidden map and the last one after a ReLU.
+Both stacks begin with the scaled image. The vertical stack sees its own row, so V moves down one row, zeros coming in
+at the top, before it joins the horizontal one: row i of V is final as soon as row i of the image is. The link takes V
+before condition and gate (section 2.2). Conditions (section 2.3) are added in both gates of both stacks, once each. The
+head is that of PixelRNN: each hidden map and the last one after a ReLU.
 
-Manifest: ``family = "gated_pixel_cnn"``, ``[head] kind = "categorical"``, and in ``[architecture]`` layers, input_kernel,
-head_widths, group_scheme, input_scaling and condition_maps as for the PixelRNN family, and
+Manifest: ``family = "gated_pixel_cnn"``, ``[head] kind = "categorical"``, and in ``[architecture]`` layers,
+input_kernel, head_widths, group_scheme, input_scaling and condition_maps as for the PixelRNN family, and
 
     stack_width          p, features
     kernel_size          side of the convolutions after the first, pixels, odd
@@ -21,8 +22,8 @@ Tensors, with k = input_kernel and n = C in layer 0, k = kernel_size and n = p i
 
     layers.{l}.vertical.weight [2p, n, r + 1, k], .bias [2p]            rows i-r .. i, columns j-r .. j+r; no mask
     layers.{l}.link.weight [2p, 2p, 1, 1]                               no mask, no bias
-    layers.{l}.horizontal.weight [2p, n, 1, r + 1], .bias [2p]          columns j-r .. j; the last tap under mask A in layer
-                                                                        0, B in the others, the same in both gate halves
+    layers.{l}.horizontal.weight [2p, n, 1, r + 1], .bias [2p]          columns j-r .. j; the last tap under mask A in
+                                                                        layer 0, B in the others, per gate half
     layers.{l}.output.weight [p, p, 1, 1], .bias [p]                    mask B
     layers.{l}.vertical_condition.classes.weight [classes, 2p]          if conditional on classes
     layers.{l}.vertical_condition.low.weight [2p, maps, 1, 1]           with a low-resolution image; no mask, no bias

@@ -4,10 +4,10 @@ This is the reference of the daemon's own implementation: it recomputes everythi
 set of visible pairs straight from its formula. One class holds the whole model, and it compiles with
 ``torch.jit.script``.
 
-Notation: an image has H rows, W columns and C channels of V levels; N = H * W * C. It is taken as a grid of H x G cells:
-G = W * C cells of one value each, or, with ordinal input, G = W cells of one whole pixel. L = H * G. The rank of a cell
-is its place in the order of generation: raster, or block-raster with 2-D attention; the channels of a pixel follow one
-another. B is the batch, d the model width.
+Notation: an image has H rows, W columns and C channels of V levels; N = H * W * C. It is taken as a grid of H x G
+cells: G = W * C cells of one value each, or, with ordinal input, G = W cells of one whole pixel. L = H * G. The rank of
+a cell is its place in the order of generation: raster, or block-raster with 2-D attention; the channels of a pixel
+follow one another. B is the batch, d the model width.
 
 Manifest: ``family = "image_transformer"``. In ``[architecture]``:
 
@@ -23,9 +23,9 @@ Manifest: ``family = "image_transformer"``. In ``[architecture]``:
     encoder_layers       layers of the encoder, where ``[condition]`` has low_height and low_width
 
 ``[image] order = "block_raster"`` with block_height, block_width and block_unit belongs to 2-D attention: the query
-blocks, which tile the grid. A block_unit "pixels" counts widths in pixels, "values" in values; heights are rows. Ordinal
-input counts in pixels and goes with the head "logistic_mixture", or with "categorical" where C = 1; embedded input goes
-with "categorical".
+blocks, which tile the grid. A block_unit "pixels" counts widths in pixels, "values" in values; heights are rows.
+Ordinal input counts in pixels and goes with the head "logistic_mixture", or with "categorical" where C = 1; embedded
+input goes with "categorical".
 
 Tensors, P being the parameters of a pixel (``pixeld.mixture``):
 
@@ -33,10 +33,12 @@ Tensors, P being the parameters of a pixel (``pixeld.mixture``):
     pixels.weight [d, C], pixels.bias [d]                 ordinal input
     classes.weight [classes, d]                           if conditional
     positions.rows [H, d], positions.columns [G, d]       learned positions
-    layers.{l}.attention.{query,key}.weight [key_width, d], .value.weight [value_width, d], .output.weight [d, value_width]
+    layers.{l}.attention.query.weight, .key.weight [key_width, d]
+    layers.{l}.attention.value.weight [value_width, d], .output.weight [d, value_width]
     layers.{l}.attention_norm.{weight,bias} [d]
     layers.{l}.cross_attention.* and .cross_attention_norm.*     like the two above, with an encoder
-    layers.{l}.feed_forward.expand.{weight,bias} [feed_forward_width, d], .contract.{weight,bias} [d, feed_forward_width]
+    layers.{l}.feed_forward.expand.weight [feed_forward_width, d], .bias [feed_forward_width]
+    layers.{l}.feed_forward.contract.weight [d, feed_forward_width], .bias [d]
     layers.{l}.feed_forward_norm.{weight,bias} [d]
     norm.{weight,bias} [d]                                pre-norm
     head.weight [V, d], head.bias [V]                     categorical
@@ -161,7 +163,7 @@ class SinusoidalPositions(nn.Module):
         self.scales = model_width // 4
 
     def forward(self, like: Tensor) -> Tensor:
-        """Position codes [L, d] in raster order, computed in float64 and given in the type and on the device of `like`."""
+        """Position codes [L, d] in raster order, computed in float64, in the type and on the device of `like`."""
         scale = torch.arange(self.scales, dtype=torch.float64, device=like.device)
         inverse = torch.exp(-scale * (math.log(10000.0) / max(self.scales - 1, 1)))
         position = torch.arange(self.height * self.columns, device=like.device)
@@ -370,7 +372,7 @@ class ImageTransformer(nn.Module):
         if self.values is not None:
             content = self.values(values)
         cells = cells_by_rank(self.height, self.grid_columns, self.block_height, self.block_width).to(values.device)
-        # The input at rank t is the cell of rank t - 1, and zeros at t = 0 (per_block: at the first rank of each block).
+        # The input at rank t is the cell of rank t - 1, and zeros at t = 0 (per_block: at the first rank of a block).
         # Positions come after the shift: they are those of the cell that is predicted.
         x = content[:, cells].unflatten(1, [-1, self.shift_block])
         x = torch.cat([torch.zeros_like(x[:, :, :1]), x[:, :, :-1]], dim=2).flatten(1, 2)

@@ -1,17 +1,18 @@
 """PixelCNN++ (Salimans et al. 2017, arXiv 1701.05517): whole pixels, two streams, three scales, a mixture of logistics.
 
-Notation: an image has H rows, W columns (multiples of 4) and C channels of V levels, in raster order of its pixels. F is
-the width of both streams, R the residual blocks of a stage, B the batch. The stream u sees the rows above a pixel, the
-stream ul all that is above it or left of it in its row; convolutions are shifted instead of masked. The input is u(x) =
-2v / (V - 1) - 1 and one more channel of ones, which tells the image from the zeros around it. phi(t) = ELU(t, -t joined).
+Notation: an image has H rows, W columns (multiples of 4) and C channels of V levels, in raster order of its pixels. F
+is the width of both streams, R the residual blocks of a stage, B the batch. The stream u sees the rows above a pixel,
+the stream ul all that is above it or left of it in its row; convolutions are shifted instead of masked. The input is
+u(x) = 2v / (V - 1) - 1 and one more channel of ones, which tells the image from the zeros around it. phi(t) = ELU(t, -t
+joined).
 
-    u_0 = input.u moved down;  ul_0 = input.above moved down + input.left moved right        zeros come in, no bias there
+    u_0 = input.u moved down;  ul_0 = input.above moved down + input.left moved right      zeros come in, no bias there
     block(x, a):  c = first(phi(x)) [+ skip(phi(a))];  c = second(phi(c)) [+ class];  x + c[:F] * sigmoid(c[F:])
 
-Up (section 2.4): at the scales 1, 1/2, 1/4, R times u = block(u), ul = block(ul, u), and between scales a step of stride 2.
-The first u and ul, and every one that follows, goes on a list. Down: u and ul are taken off the lists; at the scales 1/4,
-1/2, 1, R, R + 1 and R + 1 times u = block(u, u off the list), ul = block(ul, (u, ul off the list joined)), and between
-scales a transposed convolution of stride 2. Last, head(ELU(ul)).
+Up (section 2.4): at the scales 1, 1/2, 1/4, R times u = block(u), ul = block(ul, u), and between scales a step of
+stride 2. The first u and ul, and every one that follows, goes on a list. Down: u and ul are taken off the lists; at the
+scales 1/4, 1/2, 1, R, R + 1 and R + 1 times u = block(u, u off the list), ul = block(ul, (u, ul off the list joined)),
+and between scales a transposed convolution of stride 2. Last, head(ELU(ul)).
 
 Manifest: ``family = "pixel_cnn_pp"``, ``[head] kind = "logistic_mixture"``, and in ``[architecture]``
 
@@ -21,7 +22,8 @@ Manifest: ``family = "pixel_cnn_pp"``, ``[head] kind = "logistic_mixture"``, and
 Tensors. Weight norm is folded: these are plain kernels. S = u has kernels of 2 x 3 (the row above and the own one, one
 column on either side), S = ul of 2 x 2 (above and own, left and own):
 
-    input.u.weight [F, C + 1, 2, 3], input.above.weight [F, C + 1, 1, 3], input.left.weight [F, C + 1, 2, 1]; .bias [F] each
+    input.u.weight [F, C + 1, 2, 3], input.u.bias [F]
+    input.above.weight [F, C + 1, 1, 3], input.left.weight [F, C + 1, 2, 1]; .bias [F] each
     up.{s}.{r}.S.first.weight [F, 2F, kh, kw], .bias [F]                s = 0 .. 2, r = 0 .. R - 1
     up.{s}.{r}.S.second.weight [2F, 2F, kh, kw], .bias [2F]
     up.{s}.{r}.ul.skip.weight [F, 2F, 1, 1], .bias [F]

@@ -1,8 +1,8 @@
 """What Row LSTM, Diagonal BiLSTM and PixelCNN share (van den Oord et al. 2016, PixelRNN, arXiv 1601.06759).
 
-Notation: an image has H rows, W columns and C channels of V levels, in raster order with the channels of a pixel in turn.
-h is the width of a layer, 2h that of the residual stream between layers, B the batch. Masks, groups and what a file holds
-under a mask: ``pixeld.layers``.
+Notation: an image has H rows, W columns and C channels of V levels, in raster order with the channels of a pixel in
+turn. h is the width of a layer, 2h that of the residual stream between layers, B the batch. Masks, groups and what a
+file holds under a mask: ``pixeld.layers``.
 
     z = input(scaled image)                                            7x7, mask A
     each layer:  f = layer(z);  z = [z +] up(f);  [s = s + skip(f)]    h features f; 1x1 maps of mask B
@@ -163,7 +163,7 @@ class PixelRnn(ColourModel):
 
 
 def lstm_cell(pre_activations: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
-    """Hidden and cell state [B, h, ...] from pre-activations [B, 4h, ...] of the gates o, f, i, g and the earlier cell."""
+    """Hidden and cell state [B, h, ...] from pre-activations [B, 4h, ...] of gates o, f, i, g and the earlier cell."""
     o, f, i, g = pre_activations.chunk(4, dim=1)
     cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
     return o.sigmoid() * cell.tanh(), cell
