@@ -7,7 +7,8 @@ whose TorchScript code lists attributes in hash order.
 
 A folder tests/golden/FAMILY/CASE holds a package and golden.json: three images with classes and low-resolution images
 where the model takes them, the log-probabilities of their values, and samples. All values are in raster order, whatever
-the order of generation; what stands under a mask in the weights is not zero.
+the order of generation; what stands under a mask in the weights is not zero. two_stages/upper names two_stages/lower as
+its low_model, and two_stages.json holds images that the two draw together.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from pixeld.export import SAFE_MARGIN, safe_sample, write_package
 from pixeld.likelihood import log_probs
 from pixeld.models import FAMILIES
 from pixeld.noise import uniform
+from pixeld.sample import sample
 
 Case = dict[str, Any]
 
@@ -166,21 +168,25 @@ REQUESTS: list[dict[str, Any]] = [{}, {"temperature": 0.7}, {"top_k": 3}, {"top_
 SPREAD = 0.3  # standard deviation of the random weights, wide enough that the distributions are far from uniform
 
 
-def random_module(module: nn.Module, seed: int) -> nn.Module:
-    """Draws every parameter from N(0, SPREAD^2), the scales of the norms from N(1, SPREAD^2)."""
+def random_module(family: str, sizes: Case, seed: int) -> tuple[ModelConfig, nn.Module]:
+    """A module with every parameter drawn from N(0, SPREAD^2), the scales of the norms from N(1, SPREAD^2)."""
+    make_config, make_module = FAMILIES[family]
+    config = make_config(**sizes)
+    module = make_module(config).eval()
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
         centre = 1.0 if name.endswith("norm.weight") else 0.0
         with torch.no_grad():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * SPREAD + centre)
-    return module.eval()
+    return config, module
 
 
-def model_case(directory: Path, name: str, config: ModelConfig, module: nn.Module, seed: int) -> None:
+def model_case(directory: Path, family: str, sizes: Case, seed: int, low_model: str | None = None) -> nn.Module:
     """One package with golden.json: three random images with their log-probabilities, and four samples."""
-    random_module(module, seed)
+    config, module = random_module(family, sizes, seed)
+    name = directory.name
     weights = "weights.pt" if name.endswith("torchscript") else "weights.safetensors"
-    write_package(directory, module, config, name, "Random weights for tests", weights)
+    write_package(directory, module, config, name, "Random weights for tests", weights, low_model=low_model)
     generator = torch.Generator().manual_seed(seed)
     shape = (3, config.height, config.width, config.channels)
     images = torch.randint(config.levels, shape, generator=generator)
@@ -208,6 +214,28 @@ def model_case(directory: Path, name: str, config: ModelConfig, module: nn.Modul
               **({} if small is None else {"low": small[:3].flatten(1).tolist()}),
               "log_probs": answers, "samples": samples}
     (directory / "golden.json").write_text(json.dumps(golden) + "\n")
+    return module
+
+
+def two_stages(directory: Path) -> list[dict[str, Any]]:
+    """Two linked packages below `directory`, and images that both draw together."""
+    small = case(RNN, 2, 3, 3, 5, 2, 7, 3, [8], "mod", "symmetric", True, True, kernel_width=3, initial_state="learned",
+                 classes=3)
+    large = case(GATED, 4, 6, 3, 5, 2, 8, 5, 3, [10], "contiguous", "symmetric", classes=3, **low(2, 3, 5))
+    lower = model_case(directory / "lower", "row_lstm", small, 1)
+    upper = model_case(directory / "upper", "gated_pixel_cnn", large, 2, low_model="lower")
+    images: list[dict[str, Any]] = []
+    for seed in range(100):
+        image, label = len(images), (None, 0, 2)[len(images)]
+        first = sample(lower, seed, image, label, first_rank=4 * 6 * 3)
+        second = sample(upper, seed, image, label, low=torch.tensor(first.values).view(2, 3, 3))
+        if min(first.margin, second.margin) > SAFE_MARGIN:
+            images.append({"seed": seed, "image": image, "class": label, "low": first.values,
+                           "low_log_likelihood": first.log_likelihood, "values": second.values,
+                           "log_likelihood": second.log_likelihood})
+        if len(images) == 3:
+            return images
+    raise RuntimeError("no seeds keep the margin")
 
 
 def noise_cases() -> list[dict[str, Any]]:
@@ -243,8 +271,8 @@ def draw_cases() -> list[dict[str, Any]]:
 def mixture_cases() -> list[dict[str, Any]]:
     """Rows of mixture parameters with the conditional log-probabilities of pixels, and draws from their tables.
 
-    The numbers of a row are exact in float32. Narrow scales (below the floor too), means far outside and values at both
-    ends are among them.
+    `foreign` is the same row in the other layouts. The numbers of a row are exact in float32. Narrow scales (below the
+    floor too), means far outside and values at both ends are among them.
     """
     random = np.random.default_rng(21)
     cases = []
@@ -267,7 +295,12 @@ def mixture_cases() -> list[dict[str, Any]]:
                 draws.append({"earlier": earlier.tolist(), "u": u, "temperature": request.get("temperature", 1.0),
                               "top_k": request.get("top_k"), "top_p": request.get("top_p"), "value": drawn.value,
                               "log_prob": drawn.log_prob})
-        cases.append({"channels": channels, "levels": levels, "components": components,
+        foreign = {}
+        for layout in ("oai", "t2t") if channels == 3 else ():
+            other = torch.empty_like(parameters)
+            other[mixture.places(layout, channels, components)] = parameters
+            foreign[layout] = other.tolist()
+        cases.append({"channels": channels, "levels": levels, "components": components, "foreign": foreign,
                       "parameters": parameters.tolist(), "values": values.tolist(), "log_probs": expected.tolist(),
                       "draws": draws})
     return cases
@@ -280,10 +313,9 @@ def main() -> None:
     out = parser.parse_args().out
     torch.set_num_threads(1)
     for family, cases in CASES.items():
-        make_config, make_module = FAMILIES[family]
         for seed, (name, sizes) in enumerate(cases.items(), start=1):
-            config = make_config(**sizes)
-            model_case(out / family / name, name, config, make_module(config), seed)
+            model_case(out / family / name, family, sizes, seed)
+    (out / "two_stages.json").write_text(json.dumps(two_stages(out / "two_stages")) + "\n")
     (out / "noise.json").write_text(json.dumps(noise_cases(), indent=1) + "\n")
     (out / "mixture.json").write_text(json.dumps(mixture_cases(), indent=1) + "\n")
     (out / "draw.json").write_text(json.dumps(draw_cases(), indent=1) + "\n")

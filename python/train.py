@@ -73,36 +73,36 @@ RECIPES = {
     "digits_transformer_2d": Recipe(
         "image_transformer", "Handwritten digits, 8x8, by class: quarter by quarter, with 2-D local attention",
         transformer(5, 88, 0.15, attention="local_2d", block_height=4, block_width=4, block_unit="pixels",
-                    memory_height=4, memory_width=4, shift="block_raster"), epochs=35),
+                    memory_height=4, memory_width=4, shift="block_raster"), epochs=28),
     "digits_transformer_mixture": Recipe(
         "image_transformer", "Handwritten digits, 8x8, by class: ordinal input and a mixture of logistics",
         transformer(5, 88, 0.15, query_block=16, positions="learned", input="ordinal_relu", components=5),
-        epochs=35),
+        epochs=28),
     "digits_upscale": Recipe(
         "image_transformer", "Handwritten digits, from 4x4 to 8x8, by class: an encoder and a decoder",
-        transformer(4, 72, 0.15, query_block=16, encoder_layers=2, low_height=4, low_width=4), epochs=35),
+        transformer(4, 72, 0.15, query_block=16, encoder_layers=2, low_height=4, low_width=4), epochs=28),
     "digits_row_lstm": Recipe(
         "row_lstm", "Handwritten digits, 8x8, by class: Row LSTM",
-        masked(4, 0.3, hidden_width=40, residual=True, skip=True, kernel_width=3, initial_state="learned"), epochs=60),
+        masked(4, 0.3, hidden_width=40, residual=True, skip=True, kernel_width=3, initial_state="learned"), epochs=28),
     "digits_diagonal_bilstm": Recipe(
         "diagonal_bilstm", "Handwritten digits, 8x8, by class: Diagonal BiLSTM",
-        masked(3, 0.3, hidden_width=40, residual=True, skip=True, pad_state="learned"), epochs=60),
+        masked(3, 0.3, hidden_width=40, residual=True, skip=True, pad_state="learned"), epochs=22),
     "digits_pixel_cnn": Recipe(
         "pixel_cnn", "Handwritten digits, 8x8, by class: PixelCNN",
-        masked(10, 0.3, hidden_width=40, residual=True, skip=True, kernel_size=3), epochs=60),
+        masked(10, 0.3, hidden_width=40, residual=True, skip=True, kernel_size=3), epochs=28),
     "digits_gated_pixel_cnn": Recipe(
         "gated_pixel_cnn", "Handwritten digits, 8x8, by class: Gated PixelCNN",
-        masked(8, 0.3, stack_width=40, kernel_size=3), epochs=60),
+        masked(8, 0.3, stack_width=40, kernel_size=3), epochs=40),
     "digits_pixel_cnn_pp": Recipe(
         "pixel_cnn_pp", "Handwritten digits, 8x8, by class: PixelCNN++",
-        dict(stream_width=24, blocks=1, components=5, dropout=0.3), epochs=60, bfloat16=False, weight_norm=True),
+        dict(stream_width=24, blocks=1, components=5, dropout=0.3), epochs=40, bfloat16=False, weight_norm=True),
     "digits_multi_scale": Recipe(
         "pixel_cnn", "Handwritten digits, 8x8, by class: the upper of two stages, from 4x4",
         masked(8, 0.3, hidden_width=40, residual=True, skip=True, kernel_size=3, low_height=4, low_width=4,
-               condition_maps=16), epochs=60, low_model="digits_multi_scale_low"),
+               condition_maps=16), epochs=28, low_model="digits_multi_scale_low"),
     "digits_multi_scale_low": Recipe(
         "pixel_cnn", "Handwritten digits, 4x4, by class: the lower of two stages",
-        masked(4, 0.3, hidden_width=32, residual=True, skip=True, kernel_size=3), epochs=60, side=4),
+        masked(4, 0.3, hidden_width=32, residual=True, skip=True, kernel_size=3), epochs=40, side=4),
 }
 
 
@@ -168,7 +168,7 @@ def train(recipe: Recipe, config: ModelConfig, arguments: argparse.Namespace, im
     model = FAMILIES[recipe.family][1](config)
     if recipe.weight_norm:
         for part in convolutions(model):
-            parametrizations.weight_norm(part, dim=isinstance(part, nn.ConvTranspose2d))
+            parametrizations.weight_norm(part, dim=1 if isinstance(part, nn.ConvTranspose2d) else 0)
     average = copy.deepcopy(model)
     decay = [p for p in model.parameters() if p.dim() > 1]
     plain = [p for p in model.parameters() if p.dim() == 1]

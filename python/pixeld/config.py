@@ -1,4 +1,22 @@
-"""What every family's configuration holds besides its own sizes."""
+"""What every family's configuration holds besides its own sizes, and every manifest besides ``[architecture]``.
+
+    [image]      height, width, channels, levels
+                 order               "raster"; or "block_raster", with
+                 block_height        rows of a block,
+                 block_width         its width, counted in
+                 block_unit          "values" or "pixels"
+    [head]       kind                "categorical"; or "logistic_mixture", with
+                 components          K, and
+                 layout              of a pixel's parameters: "saha" in packages written here (``pixeld.mixture``)
+    [condition]  classes, required   if it is conditional on a class
+                 low_height,         if it is conditional on an image of that size, with the same channels and levels;
+                 low_width           each request then needs one
+                 low_model           name of the package that draws that image for a request that brings none
+
+Two packages linked by low_model are a multi-scale model (PixelRNN, arXiv 1601.06759, section 3.6). Both stages get the
+class, and the noise of the lower one begins where that of the upper one ends: its rank r takes u(seed, image, N + r), N
+being the number of values of the upper image.
+"""
 
 from dataclasses import dataclass, field
 from typing import Optional

@@ -10,6 +10,7 @@ from typing import Any, Optional, Sequence
 import torch
 from torch import Tensor, nn
 
+from pixeld import mixture
 from pixeld.config import ModelConfig
 from pixeld.likelihood import log_probs
 from pixeld.models import FAMILIES
@@ -176,7 +177,6 @@ def read_package(directory: Path) -> tuple[ModelConfig, nn.Module]:
     make_config, make_module = FAMILIES[manifest["family"]]
     described = manifest["image"] | manifest.get("condition", {}) | manifest["architecture"]
     if manifest["head"]["kind"] == "logistic_mixture":
-        assert manifest["head"]["layout"] == "saha", "permute the head's rows first"
         described["components"] = manifest["head"]["components"]
     for key in ("order", "required", "low_model"):
         described.pop(key, None)
@@ -187,6 +187,9 @@ def read_package(directory: Path) -> tuple[ModelConfig, nn.Module]:
     else:
         from safetensors.torch import load_file
         state = load_file(str(path))
+    if config.components is not None:
+        places = mixture.places(manifest["head"]["layout"], config.channels, config.components)
+        state |= {name: state[name][places] for name in ("head.weight", "head.bias") if name in state}
     module = make_module(config)
     module.load_state_dict(state)
     return config, module.eval()

@@ -8,6 +8,9 @@ in the layout "saha": kind by kind, in each kind channel by channel, in each cha
     C * K             logarithms of the scales, never below -7
     C(C-1)/2 * K      coefficients, through tanh; number c(c-1)/2 + p couples channel c to an earlier channel p
 
+Other code bases, named by ``layout`` in a manifest, order the three blocks of 3 * K of an RGB pixel otherwise: "oai"
+channel by channel, and in each kind by kind; "t2t" kind by kind, in each component by component, then by channel.
+
 Values enter as u(v) = 2v / (V - 1) - 1. Given its component, channel c has the mean m_c + sum over p < c of
 coefficient * u(x_p), and a level owns the mass of a logistic within half a level's distance; the lowest and the highest
 level own everything beyond. Temperature and truncation act on the V conditional probabilities, as they do for logits.
@@ -25,6 +28,20 @@ SMALLEST_LOG_SCALE = -7.0
 def parameters_per_pixel(channels: int, components: int) -> int:
     """P, the length of a row."""
     return components * (1 + 2 * channels + channels * (channels - 1) // 2)
+
+
+def places(layout: str, channels: int, components: int) -> Tensor:
+    """Where a row in `layout` holds what stands at each place of a row in "saha": int64 [P]."""
+    place = torch.arange(parameters_per_pixel(channels, components))
+    if layout == "saha" or channels == 1:
+        return place
+    if channels != 3 or layout not in ("oai", "t2t"):
+        raise ValueError(f"no layout {layout!r} for {channels} channels")
+    block = place[components:].view(3, 3, components)  # of a foreign row; its axes become kind, channel, component
+    if layout == "t2t":
+        block = block.flatten(1).unflatten(1, (components, 3))
+    block = block.transpose(0, 1) if layout == "oai" else block.transpose(1, 2)
+    return torch.cat([place[:components], block.flatten()])
 
 
 def symmetric(values: Tensor, levels: int, like: Tensor) -> Tensor:

@@ -324,6 +324,15 @@ class MixtureTest(unittest.TestCase):
         got = mixture.conditional_log_probs(torch.tensor(row), torch.tensor(pixel), 9).sum().item()
         self.assertAlmostEqual(got, math.log(total), places=12)
 
+    def test_foreign_layouts_hold_the_same_numbers(self) -> None:
+        components = 4
+        for layout, where in (("oai", lambda kind, c, k: c * 12 + kind * 4 + k),
+                              ("t2t", lambda kind, c, k: kind * 12 + k * 3 + c)):
+            places = mixture.places(layout, 3, components)
+            self.assertEqual(places[:4].tolist(), [0, 1, 2, 3])
+            for kind, c, k in itertools.product(range(3), range(3), range(components)):
+                self.assertEqual(places[4 + kind * 12 + c * 4 + k], 4 + where(kind, c, k))
+
     def test_tables_sum_to_one_and_conditionals_to_the_joint(self) -> None:
         torch.manual_seed(3)
         for channels, levels, components, spread in [(1, 2, 1, 1), (3, 256, 10, 1), (4, 5, 3, 2), (3, 17, 2, 20),
