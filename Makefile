@@ -4,7 +4,7 @@ export CARGO_TARGET_DIR ?= $(CURDIR)/target
 PYTHON ?= python3
 TOOLS := $(shell $(PYTHON) scripts/setup.py --where 2>/dev/null)/tools
 
-.PHONY: help setup build demo test fuzz check fmt clippy deny doc readme test-pytorch bench-peers train-digits goldens
+.PHONY: help setup build demo test fuzz check fmt clippy deny doc readme test-pytorch bench-peers train goldens
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -48,8 +48,8 @@ test-pytorch: build ## compare the daemon with the PyTorch reference, live (fetc
 bench-peers: build ## step times beside PyTorch's on the same weights, to out/peers.md (fetches PyTorch, about 3 GB)
 	@sh scripts/pytorch.sh bench-peers --out out/peers.md $(ARGS)
 
-train-digits: ## train models/digits again (fetches PyTorch, about 3 GB)
-	@sh scripts/pytorch.sh train-digits
+train: ## train a package of models/ again, NAME=digits_row_lstm (fetches PyTorch, about 3 GB)
+	@sh scripts/pytorch.sh train $(NAME)
 
 readme: build ## run the commands that the README shows
 	@sh scripts/readme.sh

@@ -2,7 +2,7 @@
 # Runs what needs PyTorch, with the packages of python/requirements.txt (fetched once into the user's cache).
 #     pytorch.sh tests          the reference's own tests, then the daemon beside it, live
 #     pytorch.sh bench-peers    step times of pixeld beside those of PyTorch, on the same weights; takes arguments
-#     pytorch.sh train-digits   trains models/digits again
+#     pytorch.sh train NAME     trains models/NAME again
 set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -19,8 +19,9 @@ bench-peers)
     shift
     PIXELD="$pixeld" "$python" python/bench/peers.py "$@"
     ;;
-train-digits)
-    "$python" python/train_digits.py
+train)
+    shift
+    PYTHONHASHSEED=0 "$python" python/train.py "$@"
     ;;
 *)
     echo "pytorch.sh: unknown task: $1" >&2

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from pixeld.export import SAFE_MARGIN, crc32c, read_package, value_bytes, write_package
-from pixeld.models.image_transformer import ImageTransformer, ImageTransformerConfig, log_probs
+from pixeld.likelihood import log_probs
+from pixeld.models.image_transformer import ImageTransformer, ImageTransformerConfig
 from pixeld.sample import sample
 
 PIXELD = os.environ["PIXELD"]

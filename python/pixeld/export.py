@@ -1,14 +1,19 @@
 """Writes model packages: a directory with `model.toml` and one weights file."""
 
+import dataclasses
 import hashlib
 import io
 import sys
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Optional, Sequence
 
 import torch
+from torch import Tensor, nn
 
-from pixeld.models.image_transformer import ImageTransformer, ImageTransformerConfig
+from pixeld import mixture
+from pixeld.config import ModelConfig
+from pixeld.likelihood import log_probs
+from pixeld.models import FAMILIES
 from pixeld.sample import Sample, sample
 
 if sys.version_info >= (3, 11):
@@ -35,7 +40,7 @@ def value_bytes(values: Sequence[int], levels: int) -> bytes:
     return b"".join(value.to_bytes(1 if levels <= 256 else 2, "little") for value in values)
 
 
-def safe_sample(module: ImageTransformer, first_seed: int, image: int = 0, margin: float = SAFE_MARGIN, **request: Any
+def safe_sample(module: nn.Module, first_seed: int, image: int = 0, margin: float = SAFE_MARGIN, **request: Any
                 ) -> tuple[int, Sample]:
     """The first seed from `first_seed` on whose sample keeps `margin` everywhere, and that sample."""
     for seed in range(first_seed, first_seed + 1000):
@@ -45,11 +50,27 @@ def safe_sample(module: ImageTransformer, first_seed: int, image: int = 0, margi
     raise RuntimeError("no seed of 1000 keeps the margin")
 
 
-def golden_sample(module: ImageTransformer, first_seed: int, image: int, label: int | None) -> dict[str, int]:
+def golden_sample(module: nn.Module, first_seed: int, image: int, label: Optional[int], low: Optional[Tensor] = None
+                  ) -> dict[str, Any]:
     """One [[golden.sample]] entry."""
-    seed, drawn = safe_sample(module, first_seed, image, label=label)
-    entry = {"seed": seed, "image": image} | ({} if label is None else {"class": label})
-    return entry | {"crc32c": crc32c(value_bytes(drawn.values, module.levels))}
+    seed, drawn = safe_sample(module, first_seed, image, label=label, low=low)
+    return golden_entry({"seed": seed, "image": image}, label, low) | {
+        "crc32c": crc32c(value_bytes(drawn.values, module.config.levels))}
+
+
+@torch.no_grad()
+def golden_score(module: nn.Module, values: Tensor, label: Optional[int], low: Optional[Tensor] = None
+                 ) -> dict[str, Any]:
+    """One [[golden.score]] entry of an image [H, W, C], computed in the type of the module."""
+    classes = None if label is None else torch.tensor([label])
+    nats = -log_probs(module, values[None], classes, None if low is None else low[None]).sum().item()
+    return golden_entry({"values": values.flatten().tolist()}, label, low) | {"nats": nats}
+
+
+def golden_entry(entry: dict[str, Any], label: Optional[int], low: Optional[Tensor]) -> dict[str, Any]:
+    """`entry` with its conditions."""
+    entry |= {} if label is None else {"class": label}
+    return entry | ({} if low is None else {"low": low.flatten().tolist()})
 
 
 def toml_value(value: Any) -> str:
@@ -79,7 +100,7 @@ def toml(table: dict[str, Any], path: str = "") -> str:
     return "".join(lines + tables)
 
 
-def write_weights(path: Path, module: ImageTransformer) -> None:
+def write_weights(path: Path, module: nn.Module) -> None:
     """Weights in float32: a TorchScript archive for `.pt`, otherwise safetensors."""
     module = module.float().eval()
     if path.suffix == ".pt":
@@ -99,44 +120,76 @@ def write_weights(path: Path, module: ImageTransformer) -> None:
         path.write_bytes(save({name: tensor.contiguous() for name, tensor in module.state_dict().items()}))
 
 
-def write_package(directory: Path, module: ImageTransformer, config: ImageTransformerConfig, name: str,
-                  description: str, weights: str = "weights.safetensors", class_required: bool = False,
+def manifest_of(config: ModelConfig) -> dict[str, Any]:
+    """The tables of the manifest that describe the model; a key whose value is None is left out."""
+    every = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    common = {field.name for field in dataclasses.fields(ModelConfig)}
+    present = {name: value for name, value in every.items() if value is not None}
+
+    def pick(*names: str) -> dict[str, Any]:
+        return {name: present[name] for name in names if name in present}
+
+    head: dict[str, Any] = {"kind": "categorical"}
+    if config.components is not None:
+        head = {"kind": "logistic_mixture", "components": config.components, "layout": "saha"}
+    return {
+        "image": {**pick("height", "width", "channels", "levels"),
+                  "order": "raster" if config.block_height is None else "block_raster",
+                  **pick("block_height", "block_width", "block_unit")},
+        "head": head,
+        "condition": (pick("classes") if config.classes else {}) | pick("low_height", "low_width"),
+        "architecture": {name: value for name, value in present.items() if name not in common},
+    }
+
+
+def write_package(directory: Path, module: nn.Module, config: ModelConfig, name: str, description: str,
+                  weights: str = "weights.safetensors", class_required: bool = False, low_model: Optional[str] = None,
                   **tables: dict[str, Any]) -> None:
     """Writes `directory`/model.toml and the weights file beside it.
 
-    `weights` is the file name, and its ending picks the form. `tables` are the optional tables of the manifest: data,
+    `weights` is the file name, and its ending picks the form. `low_model` names the package that draws the
+    low-resolution image of a request that brings none. `tables` are the optional tables of the manifest: data,
     training, results, golden (the last with lists `score` and `sample`).
     """
     directory.mkdir(parents=True, exist_ok=True)
     write_weights(directory / weights, module)
-    condition = {"condition": {"classes": config.classes, "required": class_required}} if config.classes else {}
+    described = manifest_of(config)
+    condition = described["condition"]
+    if config.classes:
+        condition["required"] = class_required
+    if low_model is not None:
+        condition["low_model"] = low_model
     manifest = {
-        "format": FORMAT, "name": name, "family": "image_transformer", "description": description,
-        "image": {"height": config.height, "width": config.width, "channels": config.channels,
-                  "levels": config.levels, "order": "raster"},
-        "head": {"kind": "categorical"},
-        **condition,
-        "architecture": {field: getattr(config, field) for field in (
-            "layers", "model_width", "heads", "key_width", "value_width", "feed_forward_width", "query_block",
-            "positions", "norm")},
+        "format": FORMAT, "name": name,
+        "family": next(family for family, (kind, _) in FAMILIES.items() if type(config) is kind),
+        "description": description, "image": described["image"], "head": described["head"],
+        **({"condition": condition} if condition else {}),
+        "architecture": described["architecture"],
         "weights": {"file": weights, "sha256": hashlib.sha256((directory / weights).read_bytes()).hexdigest()},
         **tables,
     }
     (directory / "model.toml").write_text(toml(manifest))
 
 
-def read_package(directory: Path) -> tuple[ImageTransformerConfig, ImageTransformer]:
+def read_package(directory: Path) -> tuple[ModelConfig, nn.Module]:
     """Configuration and float32 module of a package, in eval mode."""
     manifest = tomllib.loads((directory / "model.toml").read_text())
-    image = {key: value for key, value in manifest["image"].items() if key != "order"}
-    classes = manifest.get("condition", {}).get("classes", 0)
-    config = ImageTransformerConfig(**image, **manifest["architecture"], classes=classes)
+    make_config, make_module = FAMILIES[manifest["family"]]
+    described = manifest["image"] | manifest.get("condition", {}) | manifest["architecture"]
+    if manifest["head"]["kind"] == "logistic_mixture":
+        described["components"] = manifest["head"]["components"]
+    for key in ("order", "required", "low_model"):
+        described.pop(key, None)
+    config = make_config(**described)
     path = directory / manifest["weights"]["file"]
     if path.suffix == ".pt":
         state = torch.jit.load(str(path), map_location="cpu").state_dict()
     else:
         from safetensors.torch import load_file
         state = load_file(str(path))
-    module = ImageTransformer(config)
+    if config.components is not None:
+        places = mixture.places(manifest["head"]["layout"], config.channels, config.components)
+        state |= {name: state[name][places] for name in ("head.weight", "head.bias") if name in state}
+    module = make_module(config)
     module.load_state_dict(state)
     return config, module.eval()

@@ -14,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from pixeld.draw import draw  # noqa: E402
 from pixeld.export import crc32c, read_package, write_package  # noqa: E402
-from pixeld.models.image_transformer import (ImageTransformer, ImageTransformerConfig, log_probs,  # noqa: E402
+from pixeld.likelihood import log_probs  # noqa: E402
+from pixeld.models.image_transformer import (ImageTransformer, ImageTransformerConfig,  # noqa: E402
                                              visible_pairs)
 from pixeld.noise import philox4x32, uniform  # noqa: E402
 from pixeld.sample import sample  # noqa: E402
@@ -25,7 +26,7 @@ def tiny(query_block: int, norm: str = "post", positions: str = "sinusoidal", he
     """A small module in float64 with weights wide enough that it is far from uniform."""
     torch.manual_seed(1)
     config = ImageTransformerConfig(height, width, channels, levels, 2, 8, 2, 12, 6, 10, query_block, positions, norm,
-                                    classes)
+                                    classes=classes)
     module = ImageTransformer(config).double().eval()
     with torch.no_grad():
         for parameter in module.parameters():

@@ -1,0 +1,268 @@
+"""Trains the packages of models/ on scikit-learn's 8x8 handwritten digits, by class.
+
+    python python/train.py NAME                 # trains on the whole training part, writes models/NAME/
+    python python/train.py NAME --validate      # holds a validation part out of the training part, writes nothing
+
+Every fifth image (index % 5 == 0) is held out and read only once, after training, for the number in the manifest. Sizes
+and lengths were chosen with --validate, which trains without the images of index % 5 == 1 and reports their bits/dim
+along the way. The same seed, machine and PyTorch give the same weights; for the same bytes of weights.pt, whose
+TorchScript code lists attributes in hash order, set PYTHONHASHSEED=0.
+"""
+
+import argparse
+import copy
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Optional
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import parametrizations, parametrize
+
+from pixeld.config import ModelConfig
+from pixeld.export import golden_sample, golden_score, write_package
+from pixeld.likelihood import log_probs, value_log_probs
+from pixeld.models import FAMILIES
+
+BATCH = 32
+LEVELS = 17
+CLASS_DROPOUT = 0.1
+EMA_DECAY = 0.998
+GOLDENS = 3
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One package: what it is, its configuration, and how it is trained."""
+
+    family: str
+    description: str
+    config: dict[str, Any]
+    epochs: int
+    side: int = 8  # of the images
+    rate: float = 3e-3
+    weight_decay: float = 0.05
+    shift: float = 0.0  # probability of moving an image by one pixel
+    bfloat16: bool = True  # matrix products, faster by a third on CPUs that have them; weights stay float32
+    weight_norm: bool = False  # folded before export
+    weights: str = "weights.safetensors"
+    low_model: Optional[str] = None
+
+
+def transformer(layers: int, d: int, dropout: float, **rest: Any) -> dict[str, Any]:
+    """Configuration of an Image Transformer with four heads."""
+    return dict(layers=layers, model_width=d, heads=4, key_width=d, value_width=d, feed_forward_width=2 * d,
+                dropout=dropout, **rest)
+
+
+def masked(layers: int, dropout: float, **rest: Any) -> dict[str, Any]:
+    """Configuration of a model of colour groups."""
+    return dict(layers=layers, input_kernel=7, head_widths=[64], group_scheme="contiguous", input_scaling="symmetric",
+                dropout=dropout, **rest)
+
+
+RECIPES = {
+    "digits": Recipe(
+        "image_transformer", "Handwritten digits, 8x8 pixels of 17 grey levels, by class",
+        transformer(5, 96, 0.15, query_block=16), epochs=35, weights="weights.pt"),
+    "digits_transformer_2d": Recipe(
+        "image_transformer", "Handwritten digits, 8x8, by class: quarter by quarter, with 2-D local attention",
+        transformer(5, 88, 0.15, attention="local_2d", block_height=4, block_width=4, block_unit="pixels",
+                    memory_height=4, memory_width=4, shift="block_raster"), epochs=28),
+    "digits_transformer_mixture": Recipe(
+        "image_transformer", "Handwritten digits, 8x8, by class: ordinal input and a mixture of logistics",
+        transformer(5, 88, 0.15, query_block=16, positions="learned", input="ordinal_relu", components=5),
+        epochs=28),
+    "digits_upscale": Recipe(
+        "image_transformer", "Handwritten digits, from 4x4 to 8x8, by class: an encoder and a decoder",
+        transformer(4, 72, 0.15, query_block=16, encoder_layers=2, low_height=4, low_width=4), epochs=28),
+    "digits_row_lstm": Recipe(
+        "row_lstm", "Handwritten digits, 8x8, by class: Row LSTM",
+        masked(4, 0.3, hidden_width=40, residual=True, skip=True, kernel_width=3, initial_state="learned"), epochs=28),
+    "digits_diagonal_bilstm": Recipe(
+        "diagonal_bilstm", "Handwritten digits, 8x8, by class: Diagonal BiLSTM",
+        masked(3, 0.3, hidden_width=40, residual=True, skip=True, pad_state="learned"), epochs=22),
+    "digits_pixel_cnn": Recipe(
+        "pixel_cnn", "Handwritten digits, 8x8, by class: PixelCNN",
+        masked(10, 0.3, hidden_width=40, residual=True, skip=True, kernel_size=3), epochs=28),
+    "digits_gated_pixel_cnn": Recipe(
+        "gated_pixel_cnn", "Handwritten digits, 8x8, by class: Gated PixelCNN",
+        masked(8, 0.3, stack_width=40, kernel_size=3), epochs=40),
+    "digits_pixel_cnn_pp": Recipe(
+        "pixel_cnn_pp", "Handwritten digits, 8x8, by class: PixelCNN++",
+        dict(stream_width=24, blocks=1, components=5, dropout=0.3), epochs=40, bfloat16=False, weight_norm=True),
+    "digits_multi_scale": Recipe(
+        "pixel_cnn", "Handwritten digits, 8x8, by class: the upper of two stages, from 4x4",
+        masked(8, 0.3, hidden_width=40, residual=True, skip=True, kernel_size=3, low_height=4, low_width=4,
+               condition_maps=16), epochs=28, low_model="digits_multi_scale_low"),
+    "digits_multi_scale_low": Recipe(
+        "pixel_cnn", "Handwritten digits, 4x4, by class: the lower of two stages",
+        masked(4, 0.3, hidden_width=32, residual=True, skip=True, kernel_size=3), epochs=40, side=4),
+}
+
+
+class Images(NamedTuple):
+    """Images int64 [n, side, side, 1] of 0..16 and their classes int64 [n]."""
+
+    values: Tensor
+    classes: Tensor
+
+
+def halved(values: Tensor) -> Tensor:
+    """Rounded means of squares of 2 x 2: [n, 2h, 2w, C] -> [n, h, w, C]."""
+    return (values.unflatten(2, [-1, 2]).unflatten(1, [-1, 2]).sum(dim=(2, 4)) + 2) // 4
+
+
+def load_parts(side: int, validate: bool) -> tuple[Images, Images]:
+    """The images to train on, and those to judge by."""
+    digits = load_digits()
+    values = torch.from_numpy(digits.images).long()[..., None]
+    while values.shape[1] > side:
+        values = halved(values)
+    classes = torch.from_numpy(digits.target).long()
+    part = torch.arange(len(values)) % 5
+    train, judge = ((part > 1), (part == 1)) if validate else ((part > 0), (part == 0))
+    return Images(values[train], classes[train]), Images(values[judge], classes[judge])
+
+
+def augment(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    """Moves each image [n, s, s, 1], with the given probability, by one pixel in a random direction; zeros come in."""
+    count, side = len(images), images.shape[1]
+    moves = torch.tensor([[0, 1], [2, 1], [1, 0], [1, 2]])  # corner of the window cut out of the padded image
+    corner = moves[torch.randint(4, (count,), generator=generator)]
+    corner[torch.rand(count, generator=generator) >= probability] = 1
+    padded = functional.pad(images, (0, 0, 1, 1, 1, 1))
+    steps = torch.arange(side)
+    rows, columns = corner[:, 0, None] + steps, corner[:, 1, None] + steps
+    return padded[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def low_of(config: ModelConfig, values: Tensor) -> Optional[Tensor]:
+    """The low-resolution images that go with `values`, if the model takes them."""
+    return None if config.low_height is None else halved(values)
+
+
+@torch.no_grad()
+def bits_per_dim(module: nn.Module, images: Images) -> float:
+    """Mean negative log2-likelihood per value, class and low-resolution image given, float32."""
+    module.eval()
+    total = sum(log_probs(module, values, classes, low_of(module.config, values)).double().sum().item()
+                for values, classes in zip(images.values.split(128), images.classes.split(128)))
+    return -total / images.values.numel() / math.log(2)
+
+
+def convolutions(module: nn.Module) -> list[nn.Module]:
+    """The layers that weight norm is for."""
+    return [part for part in module.modules() if isinstance(part, (nn.Conv2d, nn.ConvTranspose2d))]
+
+
+def train(recipe: Recipe, config: ModelConfig, arguments: argparse.Namespace, images: Images, judge: Optional[Images]
+          ) -> nn.Module:
+    """Trains for `arguments.epochs` and returns the model with the averaged weights; prints progress."""
+    generator = torch.Generator().manual_seed(arguments.seed)
+    model = FAMILIES[recipe.family][1](config)
+    if recipe.weight_norm:
+        for part in convolutions(model):
+            parametrizations.weight_norm(part, dim=1 if isinstance(part, nn.ConvTranspose2d) else 0)
+    average = copy.deepcopy(model)
+    decay = [p for p in model.parameters() if p.dim() > 1]
+    plain = [p for p in model.parameters() if p.dim() == 1]
+    optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": recipe.weight_decay},
+                                   {"params": plain, "weight_decay": 0.0}], lr=recipe.rate, betas=(0.9, 0.98))
+    per_epoch = len(images.values) // BATCH
+    steps = arguments.epochs * per_epoch
+    warmup = min(200, steps // 10)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda s: min((s + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * min(s / steps, 1.0))))
+    step, started = 0, time.process_time()
+    for epoch in range(arguments.epochs):
+        model.train()
+        total = 0.0
+        order = torch.randperm(len(images.values), generator=generator)[: per_epoch * BATCH]
+        for rows in order.split(BATCH):
+            batch = augment(images.values[rows], recipe.shift, generator)
+            given = torch.rand(BATCH, generator=generator) >= CLASS_DROPOUT
+            with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bfloat16):
+                parameters = model(batch, torch.where(given, images.classes[rows], -1), low_of(config, batch))
+            loss = -value_log_probs(config, parameters.float(), batch).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            step += 1
+            keep = min(EMA_DECAY, step / (step + 10))
+            with torch.no_grad():
+                torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - keep)
+            total += loss.item()
+        if epoch % 5 == 4 or epoch + 1 == arguments.epochs:
+            seen = f" validation {bits_per_dim(average, judge):.4f}" if judge else ""
+            print(f"epoch {epoch + 1} train {total / per_epoch / math.log(2):.4f}{seen} bits/dim, "
+                  f"{time.process_time() - started:.0f} s", flush=True)
+    if recipe.weight_norm:
+        for part in convolutions(average):
+            parametrize.remove_parametrizations(part, "weight")
+    return average.eval()
+
+
+def parse() -> argparse.Namespace:
+    """Command line; the defaults are what the shipped packages were trained with."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=RECIPES)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "models")
+    parser.add_argument("--validate", action="store_true")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--epochs", type=int)
+    arguments = parser.parse_args()
+    arguments.epochs = arguments.epochs or RECIPES[arguments.name].epochs
+    return arguments
+
+
+def main() -> None:
+    """Trains, judges, exports."""
+    arguments = parse()
+    recipe = RECIPES[arguments.name]
+    torch.manual_seed(arguments.seed)
+    torch.set_num_threads(arguments.threads)
+    torch.use_deterministic_algorithms(True)
+    config = FAMILIES[recipe.family][0](height=recipe.side, width=recipe.side, channels=1, levels=LEVELS, classes=10,
+                                        **recipe.config)
+    images, judge = load_parts(recipe.side, arguments.validate)
+    started = time.process_time()  # one thread: a busy machine does not count
+    model = train(recipe, config, arguments, images, judge if arguments.validate else None)
+    seconds = time.process_time() - started
+    parameters = sum(p.numel() for p in model.parameters())
+    if arguments.validate:
+        print(f"{parameters} parameters")
+        return
+    held_out_bits = bits_per_dim(model, judge)
+    print(f"held out {held_out_bits:.4f} bits/dim, {seconds:.0f} s, {parameters} parameters")
+    exact, low = copy.deepcopy(model).double(), low_of(config, judge.values[:GOLDENS])
+    lows = [None] * GOLDENS if low is None else list(low)
+    scores = [golden_score(exact, image, int(label), small)
+              for image, label, small in zip(judge.values, judge.classes, lows)]
+    samples = [golden_sample(model, seed, image, label, small)
+               for image, (seed, label, small) in enumerate(zip((7, 100, 1000), (3, 8, None), lows))]
+    out = arguments.out / arguments.name
+    write_package(
+        out, model, config, arguments.name, recipe.description, recipe.weights, low_model=recipe.low_model,
+        data={"source": "scikit-learn load_digits: the test part of the UCI data set Optical Recognition of "
+                        "Handwritten Digits (E. Alpaydin, C. Kaynak, 1998)",
+              "licence": "CC BY 4.0", "split": "1797 images; held out: index % 5 == 0"},
+        training={"script": f"python/train.py {arguments.name}", "seed": arguments.seed, "seconds": round(seconds),
+                  "parameters": parameters},
+        results={"held_out_images": len(judge.values), "held_out_bits_per_dim": round(held_out_bits, 5)},
+        golden={"score": scores, "sample": samples})
+    if arguments.name == "digits":  # for the examples of the documentation
+        np.save(out / "held_out_images.npy", judge.values.numpy().astype(np.uint8))
+        np.save(out / "held_out_classes.npy", judge.classes.numpy().astype(np.uint8))
+
+
+if __name__ == "__main__":
+    main()
