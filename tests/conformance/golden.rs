@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use pixeld::head::Tuning;
 use pixeld::image::Canvas;
-use pixeld::model::{Condition, PixelModel, Placement, ScoreRow, Slot, StepRow};
+use pixeld::model::{Condition, FAMILIES, Family, PixelModel, Placement, ScoreRow, Slot, StepRow};
 use pixeld::noise;
 use pixeld::repository::{self, Limits, Source};
 use pixeld::spec::Backend;
@@ -35,8 +35,9 @@ struct Sample {
 }
 
 fn cases() -> Vec<(PathBuf, Golden)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/image_transformer");
-    let mut folders: Vec<_> = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let variants = |family: &Family| fs::read_dir(root.join(family.name)).into_iter().flatten();
+    let mut folders: Vec<_> = FAMILIES.iter().flat_map(variants).map(|entry| entry.unwrap().path()).collect();
     folders.sort();
     let read = |folder: PathBuf| {
         let golden = serde_json::from_slice(&fs::read(folder.join("golden.json")).unwrap()).unwrap();

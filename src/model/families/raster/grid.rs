@@ -125,10 +125,11 @@ impl Pixels {
         let channels = shape.channels() as usize;
         let known = canvas.values();
         let at = |row: i64, column: i64| {
-            let inside =
-                (0..i64::from(shape.height())).contains(&row) && (0..i64::from(shape.width())).contains(&column);
-            let first = (row * i64::from(shape.width()) + column) as usize * channels;
-            if inside { known.get(first..).unwrap_or_default() } else { &[] }
+            let (Ok(row), Ok(column)) = (u32::try_from(row), u32::try_from(column)) else { return &[][..] };
+            if row >= shape.height() || column >= shape.width() {
+                return &[];
+            }
+            known.get((row * shape.width() + column) as usize * channels..).unwrap_or_default()
         };
         let mut add = |values: &[u16], count: usize| {
             let numbers = values.iter().map(|&value| scaling.number(value, shape.levels()));
