@@ -1,7 +1,7 @@
 //! The families there are. Adding one is one file in `families/` and one line here.
 
 use super::PixelModel;
-use super::families::{image_transformer, pixel_rnn, toy};
+use super::families::{gated_pixel_cnn, image_transformer, pixel_rnn, toy};
 use super::manifest::Manifest;
 use super::weights::{TensorSpec, WeightsFile};
 use crate::error::Violations;
@@ -46,4 +46,11 @@ pub struct Family {
 }
 
 /// Every family; the CLI, the API listing and the conformance suite walk this slice.
-pub const FAMILIES: &[Family] = &[image_transformer::FAMILY, pixel_rnn::ROW_LSTM, pixel_rnn::PIXEL_CNN, toy::FAMILY];
+pub const FAMILIES: &[Family] = &[
+    image_transformer::FAMILY,
+    pixel_rnn::ROW_LSTM,
+    pixel_rnn::DIAGONAL_BILSTM,
+    pixel_rnn::PIXEL_CNN,
+    gated_pixel_cnn::FAMILY,
+    toy::FAMILY,
+];

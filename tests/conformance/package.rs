@@ -103,6 +103,10 @@ fn architectures(family: &str, init: Init) -> Vec<String> {
             pixel_rnn("contiguous", true, true, "kernel_width = 3\ninitial_state = \"learned\""),
             pixel_rnn("mod", false, false, "kernel_width = 1\ninitial_state = \"zero\""),
         ],
+        "diagonal_bilstm" => ["zero", "learned", "evolve"]
+            .map(|pad| pixel_rnn("mod", true, pad != "zero", &format!("pad_state = \"{pad}\"")))
+            .to_vec(),
+        "gated_pixel_cnn" => vec![gated(3, 5, "contiguous"), gated(1, 3, "mod")],
         other => panic!("family {other:?} has no small package here: add one"),
     }
 }
@@ -120,6 +124,14 @@ fn pixel_rnn(group_scheme: &str, residual: bool, skip: bool, cell: &str) -> Stri
     format!(
         "layers = 2\nhidden_width = 5\ninput_kernel = 3\nhead_widths = [7]\ngroup_scheme = \"{group_scheme}\"\n\
          input_scaling = \"symmetric\"\nresidual = {residual}\nskip = {skip}\n{cell}"
+    )
+}
+
+/// An `architecture` table of Gated PixelCNN; 3 does not divide its width.
+fn gated(layers: u32, kernel_size: u32, group_scheme: &str) -> String {
+    format!(
+        "layers = {layers}\nstack_width = 5\ninput_kernel = 3\nkernel_size = {kernel_size}\nhead_widths = [7]\n\
+         group_scheme = \"{group_scheme}\"\ninput_scaling = \"unit\""
     )
 }
 

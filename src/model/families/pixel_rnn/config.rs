@@ -2,16 +2,12 @@
 
 use super::super::raster::grid::Scaling;
 use super::super::raster::masked::{Features, GroupScheme};
+use super::super::raster::settings::{self, MAX_LAYERS, MAX_WIDTH};
 use crate::error::Violations;
 use crate::image::Shape;
 use crate::model::TensorSpec;
 use crate::model::fields::Fields;
 use crate::model::manifest::Manifest;
-
-const MAX_LAYERS: u32 = 1024;
-const MAX_WIDTH: u32 = 1 << 14;
-const MAX_KERNEL: u32 = 63;
-const MAX_HEAD_LAYERS: usize = 16;
 
 /// What a layer computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +24,22 @@ pub(super) enum Cell {
         /// Whether the state above the image is learned.
         learned: bool,
     },
+    /// Section 3.2.
+    DiagonalBiLstm {
+        /// The state outside the image.
+        pad: Pad,
+    },
+}
+
+/// The state outside the image of a Diagonal BiLSTM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pad {
+    /// Zero.
+    Zero,
+    /// One learned vector.
+    Learned,
+    /// What the cell makes of nothing but its bias, in the cells that skewing leaves beside each row.
+    Evolve,
 }
 
 /// A checked configuration.
@@ -58,14 +70,7 @@ impl Config {
     /// # Errors
     /// Every fault, under its key.
     pub(super) fn read(manifest: &Manifest, read_cell: ReadCell) -> Result<Self, Violations> {
-        let mut violations = Violations::new();
-        let mut fields = Fields::new("architecture", manifest.architecture.clone(), &mut violations);
-        let config = Self::read_fields(manifest, &mut fields, read_cell);
-        fields.finish();
-        match config {
-            Some(config) => violations.into_result(config),
-            None => Err(violations),
-        }
+        settings::read(manifest, |fields| Self::read_fields(manifest, fields, read_cell))
     }
 
     fn read_fields(manifest: &Manifest, fields: &mut Fields<'_>, read_cell: ReadCell) -> Option<Self> {
@@ -73,10 +78,9 @@ impl Config {
         let layers = fields.number("layers", 1..=MAX_LAYERS);
         // Below, some channel would have no feature.
         let hidden_width = fields.number("hidden_width", channels..=MAX_WIDTH);
-        let input_kernel = kernel(fields, "input_kernel");
-        let head_widths = head_widths(fields, channels);
-        let scheme = fields.word("group_scheme", &[("mod", GroupScheme::Mod), ("contiguous", GroupScheme::Contiguous)]);
-        let scaling = fields.word("input_scaling", &[("symmetric", Scaling::Symmetric), ("unit", Scaling::Unit)]);
+        let input_kernel = settings::kernel(fields, "input_kernel");
+        let head_widths = settings::head_widths(fields, channels);
+        let (scheme, scaling) = (settings::scheme(fields), settings::scaling(fields));
         let [residual, skip] = ["residual", "skip"].map(|key| fields.required(key));
         let cell = read_cell(fields);
         let (hidden_width, scheme) = (hidden_width?, scheme?);
@@ -98,23 +102,14 @@ impl Config {
 
     /// Every tensor of the weights file.
     pub(super) fn tensors(&self) -> Vec<TensorSpec> {
-        let mut tensors = Vec::new();
-        let mut add = |name: String, shape: &[u32]| {
-            tensors.push(TensorSpec { name, shape: shape.iter().map(|&n| u64::from(n)).collect() });
-        };
+        let (h, wide) = (self.hidden.count(), self.wide.count());
+        let mut tensors = settings::head_tensors(self.shape, wide, &self.head_widths);
+        let mut add = |name: String, shape: &[u32]| tensors.push(settings::tensor(name, shape));
         let mut convolution = |name: &str, [outputs, inputs, rows, columns]: [u32; 4]| {
             add(format!("{name}.weight"), &[outputs, inputs, rows, columns]);
             add(format!("{name}.bias"), &[outputs]);
         };
-        let (channels, levels) = (self.shape.channels(), self.shape.levels());
-        let (h, wide) = (self.hidden.count(), self.wide.count());
-        convolution("input", [wide, channels, self.input_kernel, self.input_kernel]);
-        let mut width = wide;
-        for (index, &next) in self.head_widths.iter().enumerate() {
-            convolution(&format!("hidden.{index}"), [next, width, 1, 1]);
-            width = next;
-        }
-        convolution("head", [channels * levels, width, 1, 1]);
+        convolution("input", [wide, self.shape.channels(), self.input_kernel, self.input_kernel]);
         for layer in 0..self.layers {
             let name = |part: &str| format!("layers.{layer}.{part}");
             convolution(&name("up"), [wide, h, 1, 1]);
@@ -127,44 +122,32 @@ impl Config {
                     convolution(&name("spatial"), [h, h, kernel, kernel]);
                 }
                 Cell::RowLstm { kernel, .. } => convolution(&name("input_to_state"), [4 * h, wide, 1, kernel]),
+                Cell::DiagonalBiLstm { .. } => {
+                    convolution(&name("left.input_to_state"), [4 * h, wide, 1, 1]);
+                    convolution(&name("right.input_to_state"), [4 * h, wide, 1, 1]);
+                }
             }
         }
         for layer in 0..self.layers {
-            let name = |part: &str| format!("layers.{layer}.{part}");
-            let mut gates = 1;
-            if let Cell::RowLstm { kernel, learned } = self.cell {
-                gates = 4;
-                add(name("state_to_state.weight"), &[4 * h, h, 1, kernel]);
+            let (cells, gates, kernel, learned): (&[&str], _, _, _) = match self.cell {
+                Cell::Convolution { .. } => (&[""], 1, None, false),
+                Cell::RowLstm { kernel, learned } => (&[""], 4, Some([1, kernel]), learned),
+                Cell::DiagonalBiLstm { pad } => (&[".left", ".right"], 4, Some([2, 1]), pad == Pad::Learned),
+            };
+            for cell in cells {
+                let name = |part: &str| format!("layers.{layer}{cell}.{part}");
+                if let Some([rows, columns]) = kernel {
+                    add(name("state_to_state.weight"), &[4 * h, h, rows, columns]);
+                }
                 if learned {
                     add(name("initial_hidden"), &[h]);
                     add(name("initial_cell"), &[h]);
                 }
-            }
-            if self.classes > 0 {
-                add(name("condition.classes.weight"), &[self.classes, gates * h]);
+                if self.classes > 0 {
+                    add(name("condition.classes.weight"), &[self.classes, gates * h]);
+                }
             }
         }
         tensors
     }
-}
-
-/// An odd kernel size at `key`.
-pub(super) fn kernel(fields: &mut Fields<'_>, key: &str) -> Option<u32> {
-    let size = fields.number(key, 1..=MAX_KERNEL)?;
-    if size % 2 == 0 {
-        fields.refuse(key, format!("must be odd, got {size}"));
-        return None;
-    }
-    Some(size)
-}
-
-fn head_widths(fields: &mut Fields<'_>, channels: u32) -> Option<Vec<u32>> {
-    let widths: Vec<u32> = fields.required("head_widths")?;
-    let fits = |width: &u32| (channels..=MAX_WIDTH).contains(width);
-    if widths.len() > MAX_HEAD_LAYERS || !widths.iter().all(fits) {
-        let rule = format!("must be at most {MAX_HEAD_LAYERS} numbers of {channels}..={MAX_WIDTH}, got {widths:?}");
-        fields.refuse("head_widths", rule);
-        return None;
-    }
-    Some(widths)
 }

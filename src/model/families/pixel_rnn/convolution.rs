@@ -2,9 +2,9 @@
 
 use tch::TchError;
 
-use super::super::raster::masked::{After, Masked, Value, before};
+use super::super::raster::masked::{After, Masked, Value, Window};
 use super::config::Config;
-use super::{pointwise, rows};
+use super::{class, rows};
 use crate::decode::{Activation, Register};
 
 /// relu(spatial(relu(down(relu(z)))) + class).
@@ -13,17 +13,18 @@ pub(super) fn layer<'c>(
     config: &'c Config,
     layer: u32,
     kernel: u32,
-    z: &Value<'c>,
-    class: Option<Register>,
+    z: Register,
 ) -> Result<Value<'c>, TchError> {
     let name = |part: &str| format!("layers.{layer}.{part}");
     let hidden = &config.hidden;
-    let given = masked.activate(&name("given"), z, Activation::Relu, None)?;
+    let z = masked.plain(z, &config.wide);
+    let given = masked.activate(&name("given"), &z, Activation::Relu, None)?;
     let after = After { activation: Some(Activation::Relu), residual: None };
-    let down = pointwise(masked, &name("down"), hidden, &given, after)?;
+    let down = masked.pointwise(&name("down"), hidden, &given, after)?;
     let down = masked.value(&name("down"), down, hidden, Some(rows(config, kernel / 2 + 1)))?;
-    let after = After { activation: None, residual: class };
-    let spatial = masked.convolve(&name("spatial"), hidden, 1, &down, &before(kernel), None, after)?;
+    let after = After { activation: None, residual: class(masked, config, &format!("layers.{layer}"), 1)? };
+    let window = Window::square(kernel);
+    let spatial = masked.convolve(&name("spatial"), hidden.gates(1), &down, &window, None, after)?;
     let spatial = masked.plain(spatial, hidden);
     masked.activate(&name("spatial"), &spatial, Activation::Relu, None)
 }

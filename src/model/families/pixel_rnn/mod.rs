@@ -3,15 +3,17 @@
 
 mod config;
 mod convolution;
+mod diagonal_bilstm;
 mod row_lstm;
 
 use tch::TchError;
 
-use self::config::{Cell, Config, ReadCell, kernel};
+use self::config::{Cell, Config, Pad, ReadCell};
 use super::raster::grid::Grid;
-use super::raster::masked::{After, Features, Masked, Shelf, Stage, Value, before};
-use super::raster::{Opening, Raster, Schedule, refusal};
-use crate::decode::{Activation, Network};
+use super::raster::masked::{After, Features, Masked, Shelf, Stage, Window};
+use super::raster::settings::kernel;
+use super::raster::{Phase, Raster, Schedule, refusal};
+use crate::decode::{Network, Register};
 use crate::error::Violations;
 use crate::model::manifest::Manifest;
 use crate::model::{Family, PixelModel, Placement, WeightsFile};
@@ -34,11 +36,23 @@ pub const ROW_LSTM: Family = Family {
     build: |manifest, file, placement| build(manifest, file, placement, ROW, ROW_LSTM.name),
 };
 
+/// Diagonal BiLSTM (section 3.2).
+pub const DIAGONAL_BILSTM: Family = Family {
+    name: "diagonal_bilstm",
+    summary: "PixelRNN with Diagonal BiLSTM layers, categorical head (arXiv 1601.06759)",
+    tensors: |manifest| Ok(Config::read(manifest, DIAGONAL)?.tensors()),
+    build: |manifest, file, placement| build(manifest, file, placement, DIAGONAL, DIAGONAL_BILSTM.name),
+};
+
 const CONVOLUTION: ReadCell = |fields| Some(Cell::Convolution { kernel: kernel(fields, "kernel_size")? });
 const ROW: ReadCell = |fields| {
     let kernel = kernel(fields, "kernel_width");
     let learned = fields.word("initial_state", &[("zero", false), ("learned", true)]);
     Some(Cell::RowLstm { kernel: kernel?, learned: learned? })
+};
+const DIAGONAL: ReadCell = |fields| {
+    let pads = [("zero", Pad::Zero), ("learned", Pad::Learned), ("evolve", Pad::Evolve)];
+    Some(Cell::DiagonalBiLstm { pad: fields.word("pad_state", &pads)? })
 };
 
 fn build(
@@ -75,9 +89,17 @@ fn network(config: &Config, weights: &Weights, precision: Precision) -> Result<(
         }
         whole.push(phase(&mut network, Stage::Whole)?);
     }
-    let mut opening: Vec<Opening> = Vec::new();
-    if let Cell::RowLstm { learned: true, .. } = config.cell {
-        opening.push(row_lstm::opening(&mut network, &mut shelf, weights, config)?);
+    let (mut opening, mut after_row) = (Vec::new(), Vec::new());
+    match config.cell {
+        Cell::RowLstm { learned: true, .. } => {
+            opening.push(row_lstm::opening(&mut network, &mut shelf, weights, config)?);
+        }
+        Cell::DiagonalBiLstm { pad } => {
+            opening.extend(diagonal_bilstm::openings(&mut network, &mut shelf, weights, config, pad)?);
+            let masked = Masked::new(&mut network, weights, &mut shelf, Stage::Whole, channels);
+            after_row.push(diagonal_bilstm::scan(masked, config, pad)?);
+        }
+        _ => {}
     }
     let schedule = Schedule {
         grids: shelf.grids,
@@ -86,67 +108,44 @@ fn network(config: &Config, weights: &Weights, precision: Precision) -> Result<(
         before_row: Vec::new(),
         steps,
         whole,
-        after_row: Vec::new(),
-        together: true,
+        after_row,
+        together: !matches!(config.cell, Cell::DiagonalBiLstm { .. }),
     };
     Ok((network, schedule))
 }
 
 /// The network of section 3.3 as far as the program's stage goes.
-fn phase(mut masked: Masked<'_>, config: &Config) -> Result<super::raster::Phase, TchError> {
-    let Config { hidden, wide, .. } = config;
-    let mut z = masked.look_at_pixels("input", wide, 1, &before(config.input_kernel), After::default(), None)?;
+fn phase(mut masked: Masked<'_>, config: &Config) -> Result<Phase, TchError> {
+    let wide = &config.wide;
+    let mut z =
+        masked.look_at_pixels("input", wide.gates(1), &Window::square(config.input_kernel), After::default())?;
     let mut skips = None;
     for layer in 0..config.layers {
         let name = |part: &str| format!("layers.{layer}.{part}");
-        let class = match config.cell {
-            _ if config.classes == 0 => None,
-            Cell::Convolution { .. } => Some(masked.class(&name("condition.classes.weight"), hidden, 1)?),
-            Cell::RowLstm { .. } => Some(masked.class(&name("condition.classes.weight"), hidden, 4)?),
-        };
-        let given = masked.plain(z, wide);
         let features = match config.cell {
-            Cell::Convolution { kernel } => convolution::layer(&mut masked, config, layer, kernel, &given, class)?,
-            Cell::RowLstm { kernel, learned } => {
-                row_lstm::layer(&mut masked, config, layer, kernel, learned, z, class)?
-            }
+            Cell::Convolution { kernel } => convolution::layer(&mut masked, config, layer, kernel, z)?,
+            Cell::RowLstm { kernel, learned } => row_lstm::layer(&mut masked, config, layer, kernel, learned, z)?,
+            Cell::DiagonalBiLstm { pad } => diagonal_bilstm::layer(&mut masked, config, layer, pad, z)?,
         };
         let residual = config.residual.then_some(z);
-        z = pointwise(&mut masked, &name("up"), wide, &features, After { residual, ..After::default() })?;
+        z = masked.pointwise(&name("up"), wide, &features, After { residual, ..After::default() })?;
         if config.skip {
             let after = After { residual: skips, ..After::default() };
-            skips = Some(pointwise(&mut masked, &name("skip"), wide, &features, after)?);
+            skips = Some(masked.pointwise(&name("skip"), wide, &features, after)?);
         }
     }
     if let Some(skips) = skips {
         z = masked.program.add(z, skips)?;
     }
-    let channels = config.shape.channels();
-    let widths = config.head_widths.iter().map(|&width| Features::new(width, channels, config.scheme));
+    let widths = config.head_widths.iter().map(|&width| Features::new(width, config.shape.channels(), config.scheme));
     let maps: Vec<Features> = std::iter::once(wide.clone()).chain(widths).collect();
-    for (index, pair) in maps.windows(2).enumerate() {
-        if let [from, to] = pair {
-            let given = masked.plain(z, from);
-            let given = masked.activate(&format!("hidden.{index}"), &given, Activation::Relu, None)?;
-            z = pointwise(&mut masked, &format!("hidden.{index}"), to, &given, After::default())?;
-        }
-    }
-    let last = masked.plain(z, maps.last().unwrap_or(wide));
-    let last = masked.activate("head", &last, Activation::Relu, None)?;
-    let logits = Features::by_channel(config.shape.levels(), channels);
-    let logits = pointwise(&mut masked, "head", &logits, &last, After::default())?;
-    masked.finish(Some(logits))
+    masked.head(z, &maps, config.shape.levels())
 }
 
-/// A 1 x 1 convolution with mask B.
-fn pointwise(
-    masked: &mut Masked<'_>,
-    name: &str,
-    outputs: &Features,
-    from: &Value<'_>,
-    after: After,
-) -> Result<crate::decode::Register, TchError> {
-    masked.convolve(name, outputs, 1, from, &[], None, after)
+/// The class's part of the `gates` pre-activations of a cell, if there are classes.
+fn class(masked: &mut Masked<'_>, config: &Config, cell: &str, gates: u32) -> Result<Option<Register>, TchError> {
+    let name = format!("{cell}.condition.classes.weight");
+    (config.classes > 0).then(|| masked.class(&name, config.hidden.gates(gates))).transpose()
 }
 
 /// The latest `kept` rows of a map of the image.

@@ -4,9 +4,9 @@ use tch::{TchError, Tensor};
 
 use super::super::raster::Opening;
 use super::super::raster::grid::{Edge, Grid};
-use super::super::raster::masked::{After, Masked, Shelf, Value, left};
+use super::super::raster::masked::{After, Features, Masked, Shelf, Value, Window};
 use super::config::Config;
-use super::rows;
+use super::{class, rows};
 use crate::decode::{Network, Part, Register};
 use crate::torch::weights::Weights;
 
@@ -24,30 +24,39 @@ pub(super) fn layer<'c>(
     kernel: u32,
     learned: bool,
     z: Register,
-    class: Option<Register>,
 ) -> Result<Value<'c>, TchError> {
     let name = |part: &str| format!("layers.{layer}.{part}");
-    let (hidden, grid) = (&config.hidden, grid(config, learned));
-    let [cells, states] = ["cell", "hidden"].map(|part| masked.memory(&name(part), hidden.count(), grid.places()));
+    let (hidden, grid, reach) = (&config.hidden, grid(config, learned), (kernel / 2) as i32);
+    let states = masked.memory(&name("hidden"), hidden.count(), grid.places());
     let z = masked.value(&name("given"), z, &config.wide, Some(rows(config, 1)))?;
 
-    let above: Vec<(i32, i32)> = left(kernel)
-        .into_iter()
-        .map(|(_, right)| right)
-        .chain(0..=(kernel / 2) as i32)
-        .map(|right| (-1, right))
-        .collect();
     let weight = masked.weight(&name("state_to_state"))?;
-    let blocks = above.iter().map(|&(_, right)| masked.block(&weight, hidden, 4, Some(hidden), (0, right)));
+    let blocks = (0..kernel).map(|column| masked.block(&weight, hidden.gates(4), Some(hidden), (0, column)));
     let blocks = Tensor::f_cat(&blocks.collect::<Result<Vec<_>, _>>()?, 1)?;
+    let above: Vec<_> = (-reach..=reach).map(|right| (-1, right)).collect();
     let taps = masked.taps(grid, &above);
     let state = Part::Memory { memory: states, taps, column: 0, width: hidden.count() };
-    let after = After { activation: None, residual: class };
-    let gates = masked.convolve(&name("input_to_state"), hidden, 4, &z, &left(kernel), Some((state, blocks)), after)?;
+    let after = After { activation: None, residual: class(masked, config, &format!("layers.{layer}"), 4)? };
+    let window = Window::left(kernel / 2);
+    let gates = masked.convolve(&name("input_to_state"), hidden.gates(4), &z, &window, Some((state, blocks)), after)?;
+    cell(masked, &format!("layers.{layer}"), hidden, grid, (-1, 0), gates)
+}
 
+/// Lets the cell at the node follow from `gates` and from the cell state at offset `from`; both its states are remembered
+/// as `name`.cell and `name`.hidden on `grid`. Gives the hidden one.
+pub(super) fn cell<'f>(
+    masked: &mut Masked<'_>,
+    name: &str,
+    hidden: &'f Features,
+    grid: Grid,
+    from: (i32, i32),
+    gates: Register,
+) -> Result<Value<'f>, TchError> {
+    let [cells, states] =
+        ["cell", "hidden"].map(|part| masked.memory(&format!("{name}.{part}"), hidden.count(), grid.places()));
     let (first, end) = masked.columns(hidden);
     let width = end - first;
-    let taps = masked.taps(grid, &[(-1, 0)]);
+    let taps = masked.taps(grid, &[from]);
     let carried = masked.program.gather(vec![Part::Memory { memory: cells, taps, column: first, width }])?;
     let cell = masked.program.cell(gates, carried)?;
     let place = masked.taps(grid, &[(0, 0)]);
@@ -70,9 +79,9 @@ pub(super) fn opening(
     let place = program.taps(1, grid.places());
     for layer in 0..config.layers {
         for part in ["cell", "hidden"] {
-            let name = format!("layers.{layer}.{part}");
-            let memory = shelf.memory(&mut program, &name, config.hidden.count(), grid.places());
             let learned = config.hidden.arrange(weights.get(&format!("layers.{layer}.initial_{part}"))?)?;
+            let memory =
+                shelf.memory(&mut program, &format!("layers.{layer}.{part}"), config.hidden.count(), grid.places());
             let learned = program.embed(learned.f_unsqueeze(0)?)?;
             program.remember(learned, memory, place, 0)?;
         }

@@ -57,9 +57,21 @@ impl Features {
         self.order.len() as u32
     }
 
+    /// As what a convolution of so many gates gives.
+    pub(in crate::model::families) fn gates(&self, gates: u32) -> Outputs<'_> {
+        Outputs { features: self, gates }
+    }
+
     /// `tensor` [features, ..] in this order.
     pub(in crate::model::families) fn arrange(&self, tensor: &Tensor) -> Result<Tensor, TchError> {
         tensor.f_index_select(0, &Tensor::f_from_slice(&self.order)?)
+    }
+
+    /// As [`arrange`](Self::arrange), for two halves of the same features.
+    pub(in crate::model::families) fn arrange_halves(&self, tensor: &Tensor) -> Result<Tensor, TchError> {
+        let count = i64::from(self.count());
+        let order: Vec<i64> = self.order.iter().copied().chain(self.order.iter().map(|place| place + count)).collect();
+        tensor.f_index_select(0, &Tensor::f_from_slice(&order)?)
     }
 
     fn bound(&self, channel: u32) -> u32 {
@@ -246,7 +258,7 @@ impl<'n> Masked<'n> {
     }
 
     /// What of `value` an operation with mask B sees at the node itself.
-    fn own(&mut self, value: &Value<'_>) -> Vec<Part> {
+    pub(in crate::model::families) fn own(&mut self, value: &Value<'_>) -> Vec<Part> {
         let (first, end) = self.columns(value.features);
         let mut parts = Vec::new();
         if let (Some((memory, grid)), true) = (value.memory, first > 0)
@@ -277,46 +289,42 @@ impl<'n> Masked<'n> {
         self.program.gather(parts)
     }
 
-    /// A convolution of `value` with mask B whose centre is the last column of its last row: `name`.weight [gates x outputs,
-    /// inputs, rows, columns] at `offsets` (those before the centre) and at the centre, and what `more` brings: other parts
-    /// and the columns of the matrix that belong to them.
+    /// A convolution of `value` with mask B, `name`.weight [gates x outputs, inputs, rows, columns], and what `more` brings:
+    /// other parts and the columns of the matrix that belong to them.
     pub(in crate::model::families) fn convolve(
         &mut self,
         name: &str,
-        outputs: &Features,
-        gates: u32,
+        outputs: Outputs<'_>,
         value: &Value<'_>,
-        offsets: &[(i32, i32)],
+        window: &Window,
         more: Option<(Part, Tensor)>,
         after: After,
     ) -> Result<Register, TchError> {
         let weight = self.weight(name)?;
         let mut parts: Vec<Part> = Vec::new();
         let mut columns = Vec::new();
-        if !offsets.is_empty() {
-            parts.extend(self.around(value, offsets));
+        if !window.offsets.is_empty() {
+            parts.extend(self.around(value, &window.offsets));
         }
-        for &offset in offsets {
-            columns.push(self.block(&weight, outputs, gates, Some(value.features), offset)?);
+        for &offset in &window.offsets {
+            columns.push(self.block(&weight, outputs, Some(value.features), window.index(offset))?);
         }
         if let Some((part, matrix)) = more {
             parts.push(part);
             columns.push(matrix);
         }
         parts.extend(self.own(value));
-        columns.push(self.masked(&weight, outputs, gates, value.features, Mask::B)?);
-        self.affine(name, outputs, gates, parts, &columns, after)
+        columns.push(self.masked(&weight, outputs, value.features, window.centre, Mask::B)?);
+        self.affine(name, outputs, parts, &columns, after)
     }
 
-    /// The first convolution: `name`.weight [outputs, C, k, k] with mask A over the pixels around.
+    /// The first convolution, over the pixels around, with mask A: `name`.weight [gates x outputs, C, rows, columns].
     pub(in crate::model::families) fn look_at_pixels(
         &mut self,
         name: &str,
-        outputs: &Features,
-        gates: u32,
-        offsets: &[(i32, i32)],
+        outputs: Outputs<'_>,
+        window: &Window,
         after: After,
-        more: Option<(Part, Tensor)>,
     ) -> Result<Register, TchError> {
         let weight = self.weight(name)?;
         let inputs = Features::by_channel(1, self.channels);
@@ -325,36 +333,51 @@ impl<'n> Masked<'n> {
             Stage::Whole => self.channels,
         };
         let mut columns = Vec::new();
-        for &offset in offsets {
-            columns.push(self.block(&weight, outputs, gates, Some(&inputs), offset)?);
-        }
-        let mut parts = Vec::new();
-        if let Some((part, matrix)) = more {
-            parts.push(part);
-            columns.insert(0, matrix);
+        for &offset in &window.offsets {
+            columns.push(self.block(&weight, outputs, Some(&inputs), window.index(offset))?);
         }
         if own > 0 {
-            columns.push(self.masked(&weight, outputs, gates, &inputs, Mask::A)?);
+            columns.push(self.masked(&weight, outputs, &inputs, window.centre, Mask::A)?);
         }
-        let width = offsets.len() as u32 * self.channels + own;
-        self.pixels = Pixels { offsets: offsets.to_vec(), own };
-        let register = self.program.input(width)?;
-        parts.push(Part::Register { register, column: 0, width });
-        self.affine(name, outputs, gates, parts, &columns, after)
+        let from = self.pixels(window.offsets.clone(), own)?;
+        let weight = Tensor::f_cat(&columns, 1)?;
+        self.linear(name, outputs, from, weight, after)
     }
 
-    fn affine(
+    /// All channels of the pixels at `offsets`, and `own` channels of the pixel itself.
+    pub(in crate::model::families) fn pixels(
+        &mut self,
+        offsets: Vec<(i32, i32)>,
+        own: u32,
+    ) -> Result<Register, TchError> {
+        let width = offsets.len() as u32 * self.channels + own;
+        self.pixels = Pixels { offsets, own };
+        self.program.input(width)
+    }
+
+    /// `parts` times `columns`, which belong to them in turn, + `name`.bias.
+    pub(in crate::model::families) fn affine(
         &mut self,
         name: &str,
-        outputs: &Features,
-        gates: u32,
+        outputs: Outputs<'_>,
         parts: Vec<Part>,
         columns: &[Tensor],
         after: After,
     ) -> Result<Register, TchError> {
         let from = self.side_by_side(parts)?;
-        let bias = self.select(self.weights.get(&format!("{name}.bias"))?, outputs, gates)?;
-        let weight = Tensor::f_cat(columns, 1)?;
+        self.linear(name, outputs, from, Tensor::f_cat(columns, 1)?, after)
+    }
+
+    /// `from` times `weight` + `name`.bias.
+    pub(in crate::model::families) fn linear(
+        &mut self,
+        name: &str,
+        outputs: Outputs<'_>,
+        from: Register,
+        weight: Tensor,
+        after: After,
+    ) -> Result<Register, TchError> {
+        let bias = self.select(self.weights.get(&format!("{name}.bias"))?, outputs)?;
         let After { activation, residual } = after;
         self.program.linear(from, Linear { weight, bias: Some(bias), activation, residual })
     }
@@ -365,75 +388,136 @@ impl<'n> Masked<'n> {
     }
 
     /// The rows of `tensor` [gates x outputs, ..] that this program computes.
-    pub(in crate::model::families) fn select(
-        &self,
-        tensor: &Tensor,
-        outputs: &Features,
-        gates: u32,
-    ) -> Result<Tensor, TchError> {
-        let (first, end) = self.columns(outputs);
-        let some = outputs.order.get(first as usize..end as usize).unwrap_or_default();
-        let count = i64::from(outputs.count());
+    pub(in crate::model::families) fn select(&self, tensor: &Tensor, outputs: Outputs<'_>) -> Result<Tensor, TchError> {
+        let Outputs { features, gates } = outputs;
+        let (first, end) = self.columns(features);
+        let some = features.order.get(first as usize..end as usize).unwrap_or_default();
+        let count = i64::from(features.count());
         let rows: Vec<i64> =
             (0..i64::from(gates)).flat_map(|gate| some.iter().map(move |row| gate * count + row)).collect();
         tensor.f_index_select(0, &Tensor::f_from_slice(&rows)?)
     }
 
-    /// The columns of `weight` at an offset from its centre, the last row's middle: [outputs, inputs].
+    /// `weight` at one place of its kernel: [outputs, inputs], the inputs in the order of their features, or of the file.
     pub(in crate::model::families) fn block(
         &self,
         weight: &Tensor,
-        outputs: &Features,
-        gates: u32,
+        outputs: Outputs<'_>,
         inputs: Option<&Features>,
-        (down, right): (i32, i32),
+        (row, column): (u32, u32),
     ) -> Result<Tensor, TchError> {
-        let [row, column] = [2, 3].map(|dimension| weight.size().get(dimension).map_or(0, |&length| length / 2));
-        let tap = weight.f_select(3, column + i64::from(right))?.f_select(2, row + i64::from(down))?;
+        let tap = weight.f_select(3, i64::from(column))?.f_select(2, i64::from(row))?;
         let tap = match inputs {
             Some(inputs) => tap.f_index_select(1, &Tensor::f_from_slice(&inputs.order)?)?,
             None => tap,
         };
-        self.select(&tap, outputs, gates)
+        self.select(&tap, outputs)
     }
 
     /// The centre of `weight` as far as `mask` lets through.
-    fn masked(
+    pub(in crate::model::families) fn masked(
         &self,
         weight: &Tensor,
-        outputs: &Features,
-        gates: u32,
+        outputs: Outputs<'_>,
         inputs: &Features,
+        centre: (u32, u32),
         mask: Mask,
     ) -> Result<Tensor, TchError> {
-        let centre = self.block(weight, outputs, gates, Some(inputs), (0, 0))?;
+        let block = self.block(weight, outputs, Some(inputs), centre)?;
         let visible = |channel: u32| inputs.bound(if mask == Mask::A { channel } else { channel + 1 });
         match self.stage {
-            Stage::Channel(channel) => centre.f_narrow(1, 0, i64::from(visible(channel))),
+            Stage::Channel(channel) => block.f_narrow(1, 0, i64::from(visible(channel))),
             Stage::Whole => {
+                let Outputs { features, gates } = outputs;
                 let rows = (0..self.channels).flat_map(|channel| {
                     let row = (0..inputs.count()).map(move |column| f32::from(u8::from(column < visible(channel))));
-                    let count = outputs.bound(channel + 1) - outputs.bound(channel);
+                    let count = features.bound(channel + 1) - features.bound(channel);
                     std::iter::repeat_n(row, count as usize).flatten()
                 });
                 let open: Vec<f32> = rows.collect();
-                let open = Tensor::f_from_slice(&open)?.f_view([i64::from(outputs.count()), -1])?;
-                centre.f_mul(&open.f_repeat([i64::from(gates), 1])?)
+                let open = Tensor::f_from_slice(&open)?.f_view([i64::from(features.count()), -1])?;
+                block.f_mul(&open.f_repeat([i64::from(gates), 1])?)
             }
         }
     }
 
     /// The row of a table of `classes` vectors, `name` [classes, gates x outputs], that belongs to the image's class; zeros
     /// without one.
-    pub(in crate::model::families) fn class(
+    pub(in crate::model::families) fn class(&mut self, name: &str, outputs: Outputs<'_>) -> Result<Register, TchError> {
+        let table = self.select(&self.weights.get(name)?.f_tr()?, outputs)?.f_tr()?;
+        let none = Tensor::f_zeros([1, table.size2()?.1], (Kind::Float, table.device()))?;
+        self.program.embed(Tensor::f_cat(&[none, table], 0)?)
+    }
+
+    /// A 1 x 1 convolution with mask B.
+    pub(in crate::model::families) fn pointwise(
         &mut self,
         name: &str,
         outputs: &Features,
-        gates: u32,
+        from: &Value<'_>,
+        after: After,
     ) -> Result<Register, TchError> {
-        let table = self.select(&self.weights.get(name)?.f_tr()?, outputs, gates)?.f_tr()?;
-        let none = Tensor::f_zeros([1, table.size2()?.1], (Kind::Float, table.device()))?;
-        self.program.embed(Tensor::f_cat(&[none, table], 0)?)
+        self.convolve(name, outputs.gates(1), from, &Window::point(), None, after)
+    }
+
+    /// The head: hidden.{i} of relu, to each of `maps` after the first in turn, then head of relu, to `levels` logits for
+    /// every channel (section 3.3). `z` holds features of the first of `maps`.
+    pub(in crate::model::families) fn head(
+        mut self,
+        mut z: Register,
+        maps: &[Features],
+        levels: u32,
+    ) -> Result<Phase, TchError> {
+        let logits = Features::by_channel(levels, self.channels);
+        let names = (0..maps.len().saturating_sub(1)).map(|index| format!("hidden.{index}"));
+        let targets = maps.iter().skip(1).chain(std::iter::once(&logits));
+        for ((name, from), to) in names.chain(std::iter::once("head".to_owned())).zip(maps).zip(targets) {
+            let given = self.plain(z, from);
+            let given = self.activate(&format!("{name}.given"), &given, Activation::Relu, None)?;
+            z = self.pointwise(&name, to, &given, After::default())?;
+        }
+        self.finish(Some(z))
+    }
+}
+
+/// What a convolution gives: as many maps as there are gates, each of the same features.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::model::families) struct Outputs<'f> {
+    features: &'f Features,
+    gates: u32,
+}
+
+/// What a kernel covers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::model::families) struct Window {
+    /// Row and column of the kernel that lie over the node itself.
+    pub(in crate::model::families) centre: (u32, u32),
+    /// What it covers before, from the node on.
+    pub(in crate::model::families) offsets: Vec<(i32, i32)>,
+}
+
+impl Window {
+    /// The node alone.
+    pub(in crate::model::families) fn point() -> Self {
+        Self { centre: (0, 0), offsets: Vec::new() }
+    }
+
+    /// `size` x `size` nodes around: rows above from left to right, then what is left.
+    pub(in crate::model::families) fn square(size: u32) -> Self {
+        let reach = (size / 2) as i32;
+        let above = (-reach..0).flat_map(|down| (-reach..=reach).map(move |right| (down, right)));
+        let offsets = above.chain((-reach..0).map(|right| (0, right))).collect();
+        Self { centre: (size / 2, size / 2), offsets }
+    }
+
+    /// `reach` nodes to the left.
+    pub(in crate::model::families) fn left(reach: u32) -> Self {
+        Self { centre: (0, reach), offsets: (-(reach as i32)..0).map(|right| (0, right)).collect() }
+    }
+
+    /// Where in the kernel an offset lies.
+    pub(in crate::model::families) fn index(&self, (down, right): (i32, i32)) -> (u32, u32) {
+        (self.centre.0.saturating_add_signed(down), self.centre.1.saturating_add_signed(right))
     }
 }
 
@@ -442,18 +526,6 @@ impl<'n> Masked<'n> {
 pub(in crate::model::families) struct After {
     pub(in crate::model::families) activation: Option<Activation>,
     pub(in crate::model::families) residual: Option<Register>,
-}
-
-/// Offsets before the centre of a k x k window: rows above from left to right, then the columns to the left.
-pub(in crate::model::families) fn before(size: u32) -> Vec<(i32, i32)> {
-    let reach = (size / 2) as i32;
-    let above = (-reach..0).flat_map(|down| (-reach..=reach).map(move |right| (down, right)));
-    above.chain(left(size)).collect()
-}
-
-/// Offsets left of the centre of a window of `size` columns.
-pub(in crate::model::families) fn left(size: u32) -> Vec<(i32, i32)> {
-    (-((size / 2) as i32)..0).map(|right| (0, right)).collect()
 }
 
 #[cfg(test)]
@@ -475,8 +547,10 @@ mod tests {
 
     #[test]
     fn what_comes_before_a_centre_is_above_or_to_the_left() {
-        assert_eq!(before(3), [(-1, -1), (-1, 0), (-1, 1), (0, -1)]);
-        assert_eq!(before(1), []);
-        assert_eq!(left(5), [(0, -2), (0, -1)]);
+        assert_eq!(Window::square(3).offsets, [(-1, -1), (-1, 0), (-1, 1), (0, -1)]);
+        assert_eq!(Window::square(3).index((-1, 1)), (0, 2));
+        assert_eq!(Window::square(1), Window::point());
+        assert_eq!(Window::left(2).offsets, [(0, -2), (0, -1)]);
+        assert_eq!(Window::left(2).index((0, -2)), (0, 0));
     }
 }

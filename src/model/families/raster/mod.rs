@@ -8,6 +8,7 @@
 
 pub(super) mod grid;
 pub(super) mod masked;
+pub(super) mod settings;
 mod sweep;
 
 use std::ops::Range;
