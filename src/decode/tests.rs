@@ -137,7 +137,7 @@ proptest! {
             let alone = run(&mut *native, width, &rows, 1);
             assert_close(&expected, &alone, within, isa.name());
             assert_eq!(bits(&alone), bits(&run(&mut *native, width, &rows, together)), "{}: {together} together", isa.name());
-            assert_eq!(bits(&alone), bits(&run(&mut *native.another().unwrap(), width, &rows, together)), "another");
+            assert_eq!(bits(&alone), bits(&run(&mut *native.another(SLOTS + 3).unwrap(), width, &rows, together)), "another");
             if isa != Isa::Portable {
                 assert_eq!(*fused.get_or_insert(bits(&alone)), bits(&alone), "{}", isa.name());
             }

@@ -384,7 +384,7 @@ impl Decoder for Torch {
         false
     }
 
-    fn another(&self) -> Result<Box<dyn Decoder>, ModelError> {
+    fn another(&self, slots: u32) -> Result<Box<dyn Decoder>, ModelError> {
         let _guard = tch::no_grad_guard();
         let Compiled { ops, last_reads, places, table_rows, width, precision } = &self.compiled;
         let compiled = Compiled {
@@ -395,7 +395,10 @@ impl Decoder for Torch {
             width: *width,
             precision: *precision,
         };
-        let another = Self::with_state(compiled, self.slots)?;
-        Ok(Box::new(Self { smallest_bucket: self.smallest_bucket, ..another }))
+        let mut another = Self::with_state(compiled, slots)?;
+        // Which buckets agree depends on the largest.
+        another.smallest_bucket =
+            if slots == self.slots { self.smallest_bucket } else { another.find_smallest_bucket()? };
+        Ok(Box::new(another))
     }
 }

@@ -38,7 +38,7 @@ pub(super) fn push(
 /// The state of a scoring pass between its slices.
 #[derive(Debug)]
 pub(super) struct Scoring {
-    pub(super) decoder: Torch,
+    decoder: Box<dyn Decoder>,
     rows: Rows,
     capacity: u32,
     images: usize,
@@ -48,8 +48,16 @@ pub(super) struct Scoring {
 impl Scoring {
     pub(super) fn new(program: &Program, capacity: u32) -> Result<Self, ModelError> {
         let capacity = capacity.max(1);
-        let decoder = Torch::new(program, capacity)?;
-        Ok(Self { decoder, rows: Rows::default(), capacity, images: 0, reached: 0 })
+        Ok(Self::with(Box::new(Torch::new(program, capacity)?), capacity))
+    }
+
+    /// The same for passes of its own.
+    pub(super) fn another(&self) -> Result<Self, ModelError> {
+        Ok(Self::with(self.decoder.another(self.capacity)?, self.capacity))
+    }
+
+    fn with(decoder: Box<dyn Decoder>, capacity: u32) -> Self {
+        Self { decoder, rows: Rows::default(), capacity, images: 0, reached: 0 }
     }
 
     /// See [`crate::model::PixelModel::score`].
