@@ -130,8 +130,8 @@ fn a_part_that_comes_after_its_job_has_ended_is_not_begun() {
     while pair.tick() {}
     engine_fault(buffer.failure.get());
     pair.0[1].core.apply(second);
-    assert_eq!(pair.0[1].script.calls(Call::Open), 0);
     pair.run();
+    assert_eq!(pair.0[1].script.calls(Call::Open), 0);
     engine_fault(buffer.failure.get());
 }
 
@@ -269,11 +269,13 @@ async fn a_failed_job_leaves_the_other_shard_while_its_reader_looks_away() {
     scripts.iter().for_each(|script| script.wait_until_held());
     scripts[1].fail(Call::Step, 0, Fault::NotFinite(1));
     scripts[1].open_gate();
-    while stream.buffer.failure.get().is_none() {
+    while handle.shared.shards[1].burden(Kind::Sampling) != (0, 0) {
         tokio::task::yield_now().await;
     }
+    let steps = scripts[0].calls(Call::Step);
     scripts[0].open_gate();
     settled(&handle).await;
+    assert_eq!(scripts[0].calls(Call::Step), steps + 1, "the step under way");
     assert!(scripts.iter().all(|script| script.open_slots().is_empty()));
     assert!(engine_fault(read(&mut stream).await.1.err().as_ref()).contains("not finite"));
     drop(stream);
