@@ -93,7 +93,7 @@ impl App {
         for Source { name, load } in sources {
             catalogue.set(&name, State::Loading);
             let life = Life { name, catalogue: catalogue.clone(), breakdowns: breakdowns.clone(), stop: stop.clone() };
-            models.spawn(life.run(load, config.engine.engine));
+            models.spawn(life.run(load, config.engine.shards(), config.engine.engine));
         }
         Self { config, catalogue, models, stop, broken }
     }
@@ -186,11 +186,12 @@ struct Life {
 }
 
 impl Life {
-    async fn run(self, load: Load, config: EngineConfig) {
+    async fn run(self, load: Load, shards: u32, config: EngineConfig) {
+        let start = move || load().map(|model| Engine::start(model, shards, config));
         // A package that is still being read at the end is left to its thread.
-        let Some(loaded) = self.stop.run_until_cancelled(spawn_blocking(load)).await else { return };
-        let model = match loaded {
-            Ok(Ok(model)) => model,
+        let Some(started) = self.stop.run_until_cancelled(spawn_blocking(start)).await else { return };
+        let engine = match started {
+            Ok(Ok(engine)) => engine,
             Ok(Err(faults)) => {
                 for fault in faults.iter() {
                     tracing::error!(model = self.name, field = fault.field, "{}", fault.description);
@@ -199,14 +200,14 @@ impl Life {
             }
             Err(panic) => return self.failed(format!("loading panicked: {panic}")),
         };
-        match Engine::start(model, config) {
+        match engine {
             Ok(engine) => {
                 self.catalogue.set(&self.name, State::Warming);
                 self.stop.run_until_cancelled(self.attend(&engine)).await;
                 self.stop.cancelled().await;
                 _ = spawn_blocking(|| engine.stop()).await;
             }
-            Err(error) => self.failed(format!("no engine thread: {error}")),
+            Err(error) => self.failed(format!("the engine did not start: {error}")),
         }
     }
 

@@ -11,6 +11,7 @@ pub mod error;
 pub mod head;
 pub mod image;
 pub mod job;
+pub mod machine;
 pub mod model;
 pub mod noise;
 pub mod repository;

@@ -419,7 +419,7 @@ fn check_loads_every_package_and_names_the_ones_that_cannot_be_served() {
     let models = models();
     let root = models.path().to_str().unwrap();
     let good = succeed(&["check", "--models", root]);
-    assert!(stdout(&good).contains("[engine]\nslots = 16\n"), "{}", stdout(&good));
+    assert!(stdout(&good).contains("[engine]\nshards = \"auto\"\nslots = \"auto\"\n"), "{}", stdout(&good));
     assert!(stdout(&good).contains("toy   ready"), "{}", stdout(&good));
 
     add_model(models.path(), "broken", 0, 5);

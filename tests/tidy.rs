@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 /// Which top-level modules the code of each module may name, tests aside. `ARCHITECTURE.md` holds the same table in words.
 const MAY_NAME: &[(&str, &[&str])] = &[
     ("error", &[]),
+    ("machine", &[]),
     ("image", &["error"]),
     ("noise", &["image"]),
     ("head", &["image", "error"]),
@@ -19,8 +20,8 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("repository", &["model", "spec", "head", "noise", "image", "error"]),
     ("job", &["model", "spec", "head", "image", "error"]),
     ("sched", &["job", "model", "image"]),
-    ("engine", &["sched", "job", "model", "spec", "head", "noise", "image", "error"]),
-    ("config", &["engine", "job", "spec", "error"]),
+    ("engine", &["sched", "job", "model", "spec", "head", "noise", "image", "error", "machine"]),
+    ("config", &["engine", "job", "spec", "error", "machine"]),
     ("telemetry", &["config"]),
     ("rpc", &["engine", "job", "model", "spec", "head", "noise", "image", "error"]),
 ];

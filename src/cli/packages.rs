@@ -7,10 +7,11 @@ use bytes::Bytes;
 use super::failure::Failure;
 use crate::app;
 use crate::config::Config;
-use crate::engine::SCORE_IMAGES;
+use crate::engine::{SCORE_IMAGES, cohort};
+use crate::error::Violations;
 use crate::model::Placement;
 use crate::repository::{self, Limits, Source};
-use crate::torch;
+use crate::{machine, torch};
 
 /// A package that is part of the program.
 struct Embedded {
@@ -28,21 +29,33 @@ const EMBEDDED: &[Embedded] = &[Embedded {
 /// Every package that `config` names, yet to be loaded. Also settles how many threads libtorch may use, which must
 /// happen before the first of them is.
 pub(super) fn sources(config: &Config) -> Result<Vec<app::Source>, Failure> {
-    torch::limit_threads(config.engine.threads);
+    torch::limit_threads(config.engine.threads());
+    let (config_slots, shards) = (config.engine.slots, config.engine.shards());
     let placement = Placement {
-        slots: config.engine.slots,
+        slots: config_slots.unwrap_or(1),
         score_images: SCORE_IMAGES,
         backend: config.engine.backend,
         precision: config.engine.precision,
     };
     let limits = Limits { weights_bytes: config.models.max_weight_bytes };
+    let load = move |package| {
+        let model = repository::load(&package, placement, limits)?;
+        if config_slots.is_some() {
+            return Ok(model);
+        }
+        // Only a model that has been built knows what it takes.
+        let slots = cohort::slots(model.spec(), shards, machine::last_level_cache());
+        model.shard(slots).map_err(|error| {
+            let mut violations = Violations::new();
+            violations.add("engine.slots", error.to_string());
+            violations
+        })
+    };
     let found = packages(config)?;
     if found.is_empty() {
         tracing::warn!("there are no models to serve: name a directory of packages with --models");
     }
-    let source = |(name, package): (String, Source)| {
-        app::Source::new(name, move || repository::load(&package, placement, limits))
-    };
+    let source = |(name, package)| app::Source::new(name, move || load(package));
     Ok(found.into_iter().map(source).collect())
 }
 

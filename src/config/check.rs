@@ -19,6 +19,8 @@ use crate::error::Violations;
 use crate::job::Limits;
 use crate::spec::{Backend, Precision};
 
+/// A number that the machine and the model decide.
+pub(super) const AUTO: &str = "auto";
 const LONGEST_DRAIN: Duration = Duration::from_secs(24 * 60 * 60);
 /// Below this not even the message of a small image fits.
 const SMALLEST_MESSAGE: ByteSize = ByteSize::kib(4);
@@ -41,10 +43,11 @@ pub(super) fn check(settings: BTreeMap<String, Setting>) -> Result<Config, Viola
             max_weight_bytes: reader.bytes("models.max_weight_bytes", ByteSize::b(1)..=LARGEST_WEIGHTS),
         },
         engine: Engine {
-            slots: reader.number("engine.slots", 1..=4096),
+            shards: reader.number_or_auto("engine.shards", 1..=1024),
+            slots: reader.number_or_auto("engine.slots", 1..=4096),
             backend: reader.read("engine.backend", parse_backend).unwrap_or_default(),
             precision: reader.read("engine.precision", parse_precision).unwrap_or_default(),
-            threads: reader.number("engine.threads", 1..=1024),
+            threads: reader.number_or_auto("engine.threads", 1..=1024),
             engine: EngineConfig {
                 queue_images: reader.number("engine.queue_images", 1..=1_000_000),
                 score_share: reader.read("engine.score_share", parse_share).unwrap_or_default(),
@@ -102,6 +105,13 @@ impl Reader {
     fn number(&mut self, key: &'static str, range: RangeInclusive<u32>) -> u32 {
         let rule = format!("a whole number {}..={}", range.start(), range.end());
         self.read(key, |text| within(text.parse(), &range, &rule)).unwrap_or_default()
+    }
+
+    /// `None` for `auto`.
+    fn number_or_auto(&mut self, key: &'static str, range: RangeInclusive<u32>) -> Option<u32> {
+        let rule = format!("\"auto\" or a whole number {}..={}", range.start(), range.end());
+        let parse = |text: &str| if text == AUTO { Ok(None) } else { within(text.parse(), &range, &rule).map(Some) };
+        self.read(key, parse).flatten()
     }
 
     fn bytes(&mut self, key: &'static str, range: RangeInclusive<ByteSize>) -> u64 {

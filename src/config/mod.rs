@@ -14,6 +14,7 @@ pub use layers::{Flag, Layers, load};
 
 use crate::engine::EngineConfig;
 use crate::job::Limits;
+use crate::machine;
 use crate::spec::{Backend, Precision};
 
 /// The effective configuration.
@@ -58,16 +59,36 @@ pub struct Models {
 /// How models are run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Engine {
-    /// Images of one model that can be in the making at once.
-    pub slots: u32,
+    /// Shards of one model, each on a thread; `None` for one a core.
+    pub shards: Option<u32>,
+    /// Images of one shard that can be in the making at once; `None` for as many as have their state in the cache.
+    pub slots: Option<u32>,
     /// What computes the steps.
     pub backend: Backend,
     /// How matrices and remembered numbers are held.
     pub precision: Precision,
-    /// Threads libtorch uses inside one operation.
-    pub threads: u32,
+    /// Threads libtorch uses inside one operation; `None` for a shard's share of the cores.
+    pub threads: Option<u32>,
     /// The rest.
     pub engine: EngineConfig,
+}
+
+/// Shards there are at most unless the configuration says so. Each takes memory for its slots and its scoring pass, and one
+/// model that keeps more cores than this busy is rare.
+const MOST_SHARDS: u32 = 16;
+
+impl Engine {
+    /// Shards of one model on this machine.
+    #[must_use]
+    pub fn shards(&self) -> u32 {
+        self.shards.unwrap_or_else(|| machine::cores().min(MOST_SHARDS))
+    }
+
+    /// Threads that libtorch uses inside one operation, on this machine: the shards are to keep all cores busy, not more.
+    #[must_use]
+    pub fn threads(&self) -> u32 {
+        self.threads.unwrap_or_else(|| (machine::cores() / self.shards()).max(1))
+    }
 }
 
 /// What is logged, to standard error.

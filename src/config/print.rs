@@ -7,6 +7,7 @@ use humantime_serde::re::humantime::format_duration;
 use toml::Value;
 
 use super::Config;
+use super::check::AUTO;
 
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -32,10 +33,11 @@ impl fmt::Display for Config {
             (
                 "engine",
                 &[
-                    ("slots", self.engine.slots.into()),
+                    ("shards", number_or_auto(self.engine.shards)),
+                    ("slots", number_or_auto(self.engine.slots)),
                     ("backend", self.engine.backend.name().into()),
                     ("precision", self.engine.precision.name().into()),
-                    ("threads", self.engine.threads.into()),
+                    ("threads", number_or_auto(self.engine.threads)),
                     ("queue_images", self.engine.engine.queue_images.into()),
                     ("score_share", self.engine.engine.score_share.into()),
                 ],
@@ -57,6 +59,10 @@ impl fmt::Display for Config {
         }
         Ok(())
     }
+}
+
+fn number_or_auto(number: Option<u32>) -> Value {
+    number.map_or_else(|| AUTO.into(), Value::from)
 }
 
 /// In the largest unit that is exact.

@@ -42,10 +42,11 @@ fn the_defaults_are_those_of_the_example_file() {
         },
         models: Models { root: None, embedded: true, max_weight_bytes: 8 << 30 },
         engine: Engine {
-            slots: 16,
+            shards: None,
+            slots: None,
             backend: Backend::Native,
             precision: Precision::F32,
-            threads: 1,
+            threads: None,
             engine: EngineConfig { queue_images: 1024, score_share: 0.25 },
         },
         limits: Limits { images_per_request: 256, items_per_request: 256 },
@@ -66,7 +67,8 @@ fn each_layer_wins_over_the_one_below() {
         flags: vec![set("engine.queue_images", "302"), set("models.root", "/models")],
     };
     let config = load(&layers).unwrap();
-    assert_eq!((config.engine.slots, config.engine.threads, config.engine.engine.queue_images), (2, 3, 302));
+    let engine = config.engine;
+    assert_eq!((engine.slots, engine.threads, engine.engine.queue_images), (Some(2), Some(3), 302));
     assert_eq!(config.models.root.as_deref(), Some(std::path::Path::new("/models")));
     assert_eq!(config.log.filter, "debug");
     assert_eq!(load(&Layers { file: None, ..layers }).unwrap().log.filter, "warn");
@@ -76,7 +78,7 @@ fn each_layer_wins_over_the_one_below() {
 fn every_fault_is_reported_at_once_with_its_origin() {
     let file = file(
         "[server]\nlisten = \"localhost\"\ndrain_timeout = \"-3s\"\nmax_request = \"much\"\n\
-         [engine]\nslots = 0\nbackend = \"cuda\"\nprecision = \"f16\"\nscore_share = 1.0\nthreads = 2.5\n[log]\njson = \"perhaps\"\n",
+         [engine]\nshards = \"all\"\nslots = 0\nbackend = \"cuda\"\nprecision = \"f16\"\nscore_share = 1.0\nthreads = 2.5\n[log]\njson = \"perhaps\"\n",
     );
     let layers = Layers {
         file: Some(file.path().to_owned()),
@@ -90,6 +92,7 @@ fn every_fault_is_reported_at_once_with_its_origin() {
         "server.max_request",
         "server.drain_timeout",
         "models.max_weight_bytes",
+        "engine.shards",
         "engine.slots",
         "engine.backend",
         "engine.precision",
@@ -122,7 +125,7 @@ fn a_setting_that_does_not_exist_is_refused_wherever_it_comes_from() {
     assert_eq!(fields(&violations), ["engine.slot", "server.listen_address", "server.port", "sever.listen"]);
     let text = violations.to_string();
     assert!(text.contains("is not a setting (from PIXELD__SERVER__PORT); there are server.listen, "), "{text}");
-    assert!(text.contains("is not a setting (from --set); there are engine.slots, "), "{text}");
+    assert!(text.contains("is not a setting (from --set); there are engine.shards, "), "{text}");
 }
 
 #[test]
@@ -161,6 +164,8 @@ fn the_printed_configuration_reads_back_as_the_same() {
             set("models.root", "/a \"quoted\" path"),
             set("log.filter", "info,pixeld[span{field=\"x\"}]=debug"),
             set("engine.score_share", "0.1"),
+            set("engine.shards", "3"),
+            set("engine.slots", "5"),
         ],
         ..isolated()
     };
@@ -169,4 +174,17 @@ fn the_printed_configuration_reads_back_as_the_same() {
         let printed = file(&config.to_string());
         assert_eq!(load(&Layers { file: Some(printed.path().to_owned()), ..isolated() }), Ok(config));
     }
+}
+
+#[test]
+fn shards_and_threads_are_a_matter_of_the_cores_unless_the_configuration_says_so() {
+    let engine = |flags: &[Flag]| load(&Layers { flags: flags.to_vec(), ..isolated() }).unwrap().engine;
+    let cores = machine::cores();
+    assert_eq!(engine(&[]).shards(), cores.min(16));
+    assert_eq!(engine(&[]).threads(), (cores / cores.min(16)).max(1));
+    let one = set("engine.shards", "1");
+    assert_eq!((engine(std::slice::from_ref(&one)).shards(), engine(&[one]).threads()), (1, cores));
+    let many = engine(&[set("engine.shards", "1024")]);
+    assert_eq!((many.shards(), many.threads()), (1024, 1));
+    assert_eq!(engine(&[set("engine.threads", "3")]).threads(), 3);
 }

@@ -42,11 +42,11 @@ pub trait Decoder: Send + fmt::Debug {
     /// Whether a row has the same bits however many rows are evaluated with it.
     fn rows_are_invariant(&self) -> bool;
 
-    /// Another decoder of the same network, with the same number of slots and nothing in them. Weights are shared.
+    /// Another decoder of the same network, with `slots` slots and nothing in them. Weights are shared.
     ///
     /// # Errors
-    /// There is no memory for its state.
-    fn another(&self) -> Result<Box<dyn Decoder>, ModelError>;
+    /// There is no memory for its state, or the device failed.
+    fn another(&self, slots: u32) -> Result<Box<dyn Decoder>, ModelError>;
 }
 
 /// A decoder of `network` for `slots` images.

@@ -185,7 +185,7 @@ proptest! {
             let alone = run(None, 1);
             assert_close(&expected, &alone, within, isa.name());
             assert_eq!(bits(&alone), bits(&run(None, together)), "{}: {together} together", isa.name());
-            let mut another = native::decoder(&network, SLOTS, isa).unwrap().another().unwrap();
+            let mut another = native::decoder(&network, SLOTS, isa).unwrap().another(SLOTS + 3).unwrap();
             assert_eq!(bits(&alone), bits(&run(Some(&mut *another), together)), "another");
             if isa != Isa::Portable {
                 assert_eq!(*fused.get_or_insert(bits(&alone)), bits(&alone), "{}", isa.name());
@@ -209,7 +209,7 @@ proptest! {
             let alone = walk(&mut *native, programs, sizes, seed, false);
             assert_close(&expected, &alone, 1e-4, isa.name());
             assert_eq!(bits(&alone), bits(&walk(&mut *native, programs, sizes, seed, true)), "{}", isa.name());
-            assert_eq!(bits(&alone), bits(&walk(&mut *native.another().unwrap(), programs, sizes, seed, true)), "another");
+            assert_eq!(bits(&alone), bits(&walk(&mut *native.another(SLOTS + 3).unwrap(), programs, sizes, seed, true)), "another");
             if isa != Isa::Portable {
                 assert_eq!(*fused.get_or_insert(bits(&alone)), bits(&alone), "{}", isa.name());
             }

@@ -130,12 +130,9 @@ impl Torch {
         let _guard = tch::no_grad_guard();
         let programs = network.programs.iter().map(share).collect();
         let mut decoder = Self::with_state(programs, &network.memories, &network.rings, network.precision, slots)?;
-        for index in 0..decoder.programs.len() {
-            let smallest = decoder.find_smallest_bucket(index)?;
-            if let Some(bucket) = decoder.smallest_buckets.get_mut(index) {
-                *bucket = smallest;
-            }
-        }
+        decoder.smallest_buckets = (0..decoder.programs.len())
+            .map(|program| decoder.find_smallest_bucket(program))
+            .collect::<Result<_, _>>()?;
         for (products, program) in decoder.products.iter_mut().zip(&decoder.programs) {
             if program.needs.ring > 0 {
                 continue;
@@ -677,7 +674,7 @@ impl Decoder for Torch {
         false
     }
 
-    fn another(&self) -> Result<Box<dyn Decoder>, ModelError> {
+    fn another(&self, slots: u32) -> Result<Box<dyn Decoder>, ModelError> {
         let _guard = tch::no_grad_guard();
         let memories: Vec<_> = self
             .memories
@@ -686,8 +683,16 @@ impl Decoder for Torch {
             .collect::<Result<_, TchError>>()?;
         let rings: Vec<_> = self.rings.iter().map(|ring| (ring.attention, ring.places)).collect();
         let programs = self.programs.iter().map(share).collect();
-        let another = Self::with_state(programs, &memories, &rings, self.precision, self.slots)?;
-        let (smallest_buckets, products) = (self.smallest_buckets.clone(), self.products.clone());
-        Ok(Box::new(Self { smallest_buckets, products, ..another }))
+        let another = Self::with_state(programs, &memories, &rings, self.precision, slots)?;
+        let mut another = Self { products: self.products.clone(), ..another };
+        // Which buckets agree depends on the largest.
+        another.smallest_buckets = if slots == self.slots {
+            self.smallest_buckets.clone()
+        } else {
+            (0..another.programs.len())
+                .map(|program| another.find_smallest_bucket(program))
+                .collect::<Result<_, _>>()?
+        };
+        Ok(Box::new(another))
     }
 }

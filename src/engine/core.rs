@@ -1,14 +1,15 @@
 //! One tick of the engine: plan, execute, commit. No thread, no tokio runtime, no clock of its own; driven by hand in tests.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::event::Promise;
-use super::gauges::Gauges;
 use super::guarded::Guarded;
 use super::live::Live;
-use super::pass::{Pass, ScoreReply, ScoreWork};
+use super::pass::{Pass, ScoreReply};
+use super::shared::Shard;
 use crate::error::Error;
 use crate::job::{Reproducibility, SampleJob, ScoreJob};
 use crate::model::{ParamRows, PixelModel};
@@ -28,10 +29,10 @@ const NO_PROGRESS: &str = "the model did not score what it was given";
 
 /// What the engine is asked to do.
 pub(super) enum Command {
-    /// Sample a job's images.
-    Sample { id: JobId, job: SampleJob, promise: Promise },
-    /// Score a job's images.
-    Score { id: JobId, job: ScoreJob, reply: ScoreReply },
+    /// Sample these images of a job.
+    Sample { id: JobId, job: Arc<SampleJob>, images: Range<u32>, promise: Promise },
+    /// Score these images of a job.
+    Score { id: JobId, job: Arc<ScoreJob>, images: Range<u32>, reply: ScoreReply },
     /// Nothing: come and look at what else has changed.
     Wake,
 }
@@ -47,12 +48,13 @@ pub(super) enum Tick {
     Fatal(String),
 }
 
+/// A part of a job that the core has taken in.
 pub(super) enum Job {
-    Sample { job: Arc<SampleJob>, promise: Promise, left: u32 },
-    Score(ScoreWork),
+    Sample { job: Arc<SampleJob>, promise: Promise },
+    Score { job: Arc<ScoreJob>, reply: ScoreReply },
 }
 
-/// A model, its scheduler and the work they have.
+/// A shard of a model, its scheduler and the work they have.
 pub(super) struct Core {
     pub(super) spec: ModelSpec,
     pub(super) model: Guarded,
@@ -65,16 +67,11 @@ pub(super) struct Core {
     pub(super) rows: ParamRows,
     /// The part of a plan's step that is carried out; kept for its room.
     pub(super) stepping: Vec<Advance>,
-    pub(super) gauges: Arc<Gauges>,
+    pub(super) shard: Arc<Shard>,
 }
 
 impl Core {
-    pub(super) fn new(
-        model: Box<dyn PixelModel>,
-        score_share: f64,
-        clock: fn() -> Instant,
-        gauges: Arc<Gauges>,
-    ) -> Self {
+    pub(super) fn new(model: Box<dyn PixelModel>, score_share: f64, clock: fn() -> Instant, shard: Arc<Shard>) -> Self {
         let spec = model.spec().clone();
         let values_per_step = spec.values_per_step().max(1);
         let config = Config {
@@ -94,7 +91,7 @@ impl Core {
             jobs: HashMap::new(),
             pass: Pass::default(),
             stepping: Vec::with_capacity(spec.slots as usize),
-            gauges,
+            shard,
             spec,
         }
     }
@@ -102,20 +99,23 @@ impl Core {
     /// Takes a command in; its work begins with the next plan.
     pub(super) fn apply(&mut self, command: Command) {
         match command {
-            Command::Sample { id, job, promise } => {
-                let (images, prefix, class) = (job.images, job.prefix.known(), job.class);
+            // Another shard was faster; what it said of it here may have come before the part itself.
+            Command::Sample { promise, .. } if promise.is_over() => return promise.fail(Error::Cancelled),
+            Command::Score { reply, .. } if reply.is_over() => return reply.fail(Error::Cancelled),
+            Command::Sample { id, job, images, promise } => {
+                let (prefix, class) = (job.prefix.known(), job.class);
                 let replay = self.replays(&job);
-                self.jobs.insert(id, Job::Sample { job: Arc::new(job), promise, left: images });
+                self.jobs.insert(id, Job::Sample { job, promise });
                 self.scheduler.submit(id, images, Work::Sample { prefix, replay }, class);
             }
-            Command::Score { id, job, reply } => {
-                let (images, class) = (job.items.len() as u32, job.class);
-                self.jobs.insert(id, Job::Score(ScoreWork::new(job, reply)));
+            Command::Score { id, job, images, reply } => {
+                let class = job.class;
+                self.jobs.insert(id, Job::Score { job, reply });
                 self.scheduler.submit(id, images, Work::Score, class);
             }
             Command::Wake => return,
         }
-        self.gauges.resumed((self.clock)());
+        self.shard.gauges.resumed((self.clock)());
         self.publish();
     }
 
@@ -146,7 +146,7 @@ impl Core {
     pub(super) fn tick(&mut self, meanwhile: impl FnOnce(&mut Self)) -> Tick {
         let plan = self.scheduler.plan();
         if plan == Plan::default() {
-            self.gauges.idle();
+            self.shard.gauges.idle();
             return Tick::Idle;
         }
         let outcome = match self.execute(&plan) {
@@ -183,9 +183,8 @@ impl Core {
                     place.take_if(|live| live.key.job == job);
                 }
             }
-            Some(Job::Score(work)) => {
-                // A ticket that is gone wants no answer.
-                let _ = work.reply.result.send(Err(error));
+            Some(Job::Score { reply, .. }) => {
+                reply.fail(error);
                 if !self.pass.serves(|job| self.jobs.contains_key(&job)) {
                     self.pass.clear();
                 }
@@ -194,20 +193,21 @@ impl Core {
         }
     }
 
-    /// An image is complete: enters it, and ends its job if it was the last.
+    /// An image is complete: enters it, and ends the job here if it was the last.
     fn finish(&mut self, image: ImageKey) {
         let done = match self.jobs.get_mut(&image.job) {
-            Some(Job::Sample { left, .. }) => {
+            Some(Job::Sample { promise, .. }) => {
                 // Few enough slots that looking for it costs less than keeping an index.
-                if let Some(place) = self.places.iter_mut().find(|place| place.as_ref().is_some_and(|l| l.key == image))
-                    && let Some(live) = place.take()
-                {
+                let mut places = self.places.iter_mut();
+                let place = places.find_map(|place| place.take_if(|live| live.key == image));
+                place.is_some_and(|live| {
                     live.finish();
-                    *left -= 1;
-                }
-                *left == 0
+                    promise.image_done()
+                })
             }
-            Some(Job::Score(work)) => self.pass.take(image).is_some_and(|score| work.enter(image.index, score)),
+            Some(Job::Score { reply, .. }) => {
+                self.pass.take(image).is_some_and(|score| reply.enter(image.index, score))
+            }
             // A sibling failed.
             None => return,
         };
@@ -216,7 +216,7 @@ impl Core {
         }
         match self.jobs.remove(&image.job) {
             Some(Job::Sample { promise, .. }) => promise.keep((self.clock)()),
-            Some(Job::Score(work)) => work.deliver((self.clock)()),
+            Some(Job::Score { reply, .. }) => reply.keep((self.clock)()),
             None => {}
         }
         if !self.pass.serves(|job| self.jobs.contains_key(&job)) {
@@ -225,6 +225,6 @@ impl Core {
     }
 
     fn publish(&self) {
-        self.gauges.count(self.scheduler.snapshot());
+        self.shard.gauges.count(self.scheduler.snapshot());
     }
 }

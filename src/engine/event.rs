@@ -1,15 +1,17 @@
 //! What the engine tells the readers of a job: a buffer the size of the whole image, so the engine never waits for anyone.
 //!
-//! One writer (the engine thread) appends values and moves a watermark; any number of readers take what lies below it.
+//! One writer (the thread of the shard that has the image) appends values and moves a watermark; any number of readers take
+//! what lies below it.
 //! There is no lock: a value is stored before the watermark passes it (release) and read after the watermark was seen to
 //! have passed it (acquire). A reader that never comes costs the buffer and nothing else.
 
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use tokio::sync::Notify;
 
+use super::part::Part;
 use crate::error::Error;
 use crate::image::Rank;
 use crate::job::SampleJob;
@@ -53,7 +55,7 @@ impl ImageBuffer {
         }
     }
 
-    /// Appends a value; only the engine thread calls this. Beyond the room nothing happens.
+    /// Appends a value; only the shard that has the image calls this. Beyond the room nothing happens.
     pub fn push(&self, value: u16, log_prob: f32) {
         let index = self.stored.load(Ordering::Relaxed);
         if let (Some(place), Some(log)) = (self.values.get(index as usize), self.log_probs.get(index as usize)) {
@@ -65,7 +67,7 @@ impl ImageBuffer {
 
     /// Marks the image complete with the log-likelihood of all its values, prefix included, in nats.
     pub fn finish(&self, log_likelihood: f64) {
-        // Only the engine thread finishes an image, and once.
+        // Only the shard that has the image finishes it, and once.
         let _ = self.log_likelihood.set(log_likelihood);
     }
 
@@ -96,7 +98,7 @@ impl ImageBuffer {
     }
 }
 
-/// When things happened to a job. Set once each, by the engine thread.
+/// When things happened to a job. Set once each, by the shard it happens in first.
 #[derive(Debug, Default)]
 pub struct Milestones {
     /// The first of its images got a slot.
@@ -118,8 +120,6 @@ pub struct SampleBuffer {
     pub milestones: Milestones,
     /// Largest number of images in one step with one of this job's.
     pub peak_batch: AtomicU32,
-    /// Values sampled over all images.
-    pub sampled: AtomicU64,
     /// Why it ended early, if it did.
     pub failure: OnceLock<Error>,
     /// Woken whenever a unit of the job's granularity, the last value or a failure is there to be read.
@@ -135,47 +135,75 @@ impl SampleBuffer {
             images: (0..job.images).map(|_| image()).collect(),
             milestones: Milestones::default(),
             peak_batch: AtomicU32::new(0),
-            sampled: AtomicU64::new(0),
             failure: OnceLock::new(),
             wake: Notify::new(),
         }
+    }
+
+    /// Values sampled so far, over all images.
+    #[must_use]
+    pub fn sampled(&self) -> u64 {
+        self.images.iter().map(|image| u64::from(image.stored())).sum()
     }
 }
 
 /// Said to the readers of an engine that went without a word.
 pub(super) const ENGINE_GONE: &str = "the engine has ended";
 
-/// The engine's end of a buffer, wherever the job happens to be: in the command channel, in the core, or nowhere any
-/// more. However it goes, by an unwinding thread or a closed channel, its reader is told, so no stream can hang.
+/// A shard's end of a buffer, wherever its part of the job happens to be: in the command channel, in the core, or nowhere
+/// any more. However it goes, by an unwinding thread or a closed channel, its reader is told, so no stream can hang.
 #[derive(Debug)]
-pub(super) struct Promise(Arc<SampleBuffer>);
+pub(super) struct Promise {
+    buffer: Arc<SampleBuffer>,
+    part: Part,
+    kept: bool,
+}
 
 impl Promise {
-    pub(super) fn new(buffer: Arc<SampleBuffer>) -> Self {
-        Self(buffer)
+    pub(super) fn new(buffer: Arc<SampleBuffer>, part: Part) -> Self {
+        Self { buffer, part, kept: false }
     }
 
     pub(super) fn buffer(&self) -> Arc<SampleBuffer> {
-        Arc::clone(&self.0)
+        Arc::clone(&self.buffer)
     }
 
-    /// Every image is complete.
-    pub(super) fn keep(self, now: Instant) {
-        self.0.milestones.finished.get_or_init(|| now);
+    /// See [`Part::is_over`].
+    pub(super) fn is_over(&self) -> bool {
+        self.part.is_over()
     }
 
-    /// The job ends here, and why.
+    /// See [`Part::image_done`].
+    pub(super) fn image_done(&mut self) -> bool {
+        self.part.image_done()
+    }
+
+    /// Every image of the part is complete; the last part completes the job.
+    pub(super) fn keep(mut self, now: Instant) {
+        self.kept = true;
+        if self.part.done() {
+            self.buffer.milestones.finished.get_or_init(|| now);
+        }
+    }
+
+    /// The job ends here, and why. Of several failures the first is told.
     pub(super) fn fail(self, error: Error) {
-        self.0.failure.get_or_init(|| error);
+        self.break_off(error);
+    }
+
+    fn break_off(&self, error: Error) {
+        // Before the others hear of it, who would only say that they were cancelled.
+        self.buffer.failure.get_or_init(|| error);
+        self.part.failed();
     }
 }
 
 impl Drop for Promise {
     fn drop(&mut self) {
-        if self.0.milestones.finished.get().is_none() {
-            self.0.failure.get_or_init(|| Error::EngineFault(ENGINE_GONE.into()));
+        if !self.kept {
+            self.break_off(Error::EngineFault(ENGINE_GONE.into()));
         }
-        self.0.wake.notify_one();
+        self.buffer.wake.notify_one();
     }
 }
 

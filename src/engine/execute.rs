@@ -66,7 +66,7 @@ impl Core {
         let mut now = (self.clock)();
         outcome.sampling = now.duration_since(began);
         if !plan.advance.is_empty() {
-            self.gauges.stepped(outcome.sampling);
+            self.shard.gauges.stepped(outcome.sampling);
         }
         if let Some(slice) = &plan.score {
             let began = now;
@@ -74,16 +74,16 @@ impl Core {
             now = (self.clock)();
             outcome.scoring = now.duration_since(began);
             let ranks = outcome.scored_to.saturating_sub(slice.from);
-            self.gauges.scored(outcome.scoring, ranks * slice.images.len() as u32);
+            self.shard.gauges.scored(outcome.scoring, ranks * slice.images.len() as u32);
         }
-        self.gauges.progressed(now);
+        self.shard.gauges.progressed(now);
         Ok(outcome)
     }
 
     fn admit(&mut self, admission: &Admission, now: Instant, outcome: &mut Outcome) -> Result<(), String> {
         let &Admission { slot, image } = admission;
         // Its job may have failed with another image, earlier in this very plan.
-        let Some(Job::Sample { job, promise, .. }) = self.jobs.get(&image.job) else { return Ok(()) };
+        let Some(Job::Sample { job, promise }) = self.jobs.get(&image.job) else { return Ok(()) };
         let (job, buffer) = (Arc::clone(job), promise.buffer());
         let replay = self.replays(&job);
         buffer.milestones.admitted.get_or_init(|| now);
@@ -158,9 +158,9 @@ impl Core {
         if slice.from == 0 {
             self.pass.clear();
             for &image in &slice.images {
-                if let Some(Job::Score(work)) = self.jobs.get(&image.job) {
-                    work.reply.started.get_or_init(|| now);
-                    self.pass.join(image, &work.job);
+                if let Some(Job::Score { job, reply }) = self.jobs.get(&image.job) {
+                    reply.started.get_or_init(|| now);
+                    self.pass.join(image, job);
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! What the engine thread says of itself while it works, for whoever asks: plain atomics, written by it alone.
+//! What a shard's thread says of itself while it works, for whoever asks: plain atomics, written by it alone.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -16,13 +16,14 @@ pub struct Load {
     pub queued: u32,
     /// Images waiting to be scored, or being scored.
     pub scoring: u32,
-    /// What a step took lately; zero before the first.
+    /// What a step took lately, in the mean over the shards; zero before the first.
     pub step: Duration,
-    /// Time since the engine last got something done, while it has work. Much more than `step` means it is stuck.
+    /// Time since the shard that is worst off last got something done, while it has work. Much more than `step` means that
+    /// it is stuck.
     pub since_progress: Option<Duration>,
 }
 
-/// See [`Load`].
+/// See [`Load`]; of one shard.
 #[derive(Debug)]
 pub(super) struct Gauges {
     slots: u32,

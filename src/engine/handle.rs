@@ -1,17 +1,20 @@
 //! The async side of an engine: permits and submission.
 
+use std::ops::Range;
 use std::sync::mpsc::{SyncSender, TrySendError};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 
 use super::core::Command;
 use super::event::{Promise, SampleBuffer};
-use super::gauges::Load;
+use super::gauges::{Gauges, Load};
 use super::health::Health;
-use super::pass::ScoreReply;
-use super::shared::{Claim, Places, Shared};
+use super::part::{Part, Whole};
+use super::pass::{ScoreReply, Sheet};
+use super::shared::{Claim, Kind, Places, Shared};
+use super::split::split;
 use super::stream::{SampleStream, ScoreTicket};
 use crate::error::{Error, Violations};
 use crate::job::{SampleJob, ScoreJob};
@@ -26,23 +29,17 @@ const WAITS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_s
 /// Cheap to clone; every clone feeds the same engine.
 #[derive(Clone, Debug)]
 pub struct Handle {
-    commands: SyncSender<Command>,
+    /// One for each shard.
+    commands: Arc<[SyncSender<Command>]>,
     pub(super) shared: Arc<Shared>,
 }
 
-/// What a request wants places for.
-#[derive(Clone, Copy)]
-enum Kind {
-    Sampling,
-    Scoring,
-}
-
 impl Handle {
-    pub(super) fn new(commands: SyncSender<Command>, shared: Arc<Shared>) -> Self {
-        Self { commands, shared }
+    pub(super) fn new(commands: Vec<SyncSender<Command>>, shared: Arc<Shared>) -> Self {
+        Self { commands: commands.into(), shared }
     }
 
-    /// What the model promises.
+    /// What the model promises; its slots are those of all shards.
     #[must_use]
     pub fn spec(&self) -> &Arc<ModelSpec> {
         &self.shared.spec
@@ -56,11 +53,13 @@ impl Handle {
     pub fn sample(&self, job: SampleJob, deadline: Option<Instant>) -> Result<SampleStream, Error> {
         let permits = self.admit(Kind::Sampling, job.images)?;
         let buffer = Arc::new(SampleBuffer::new(&job));
-        let id = self.shared.new_job();
         let make = SampleStream::maker(&job, Arc::clone(&buffer), deadline);
-        let images = job.images;
-        self.send(Command::Sample { id, job, promise: Promise::new(buffer) }, Kind::Sampling, images)?;
-        Ok(make(self.claim(id, permits)))
+        let (images, job) = (job.images, Arc::new(job));
+        let claim = self.submit(Kind::Sampling, images, permits, |id, images, part| {
+            let promise = Promise::new(Arc::clone(&buffer), part);
+            Command::Sample { id, job: Arc::clone(&job), images, promise }
+        })?;
+        Ok(make(claim))
     }
 
     /// Whether `items` more images to score would be taken now. Asked before they are decoded: a refusal should be cheap.
@@ -80,11 +79,13 @@ impl Handle {
         let items = job.items.len() as u32;
         let permits = self.admit(Kind::Scoring, items)?;
         let (sender, result) = oneshot::channel();
-        let started = Arc::new(OnceLock::new());
-        let id = self.shared.new_job();
-        let reply = ScoreReply { started: Arc::clone(&started), result: sender };
-        self.send(Command::Score { id, job, reply }, Kind::Scoring, items)?;
-        Ok(ScoreTicket::new(self.claim(id, permits), result, started, deadline))
+        let (started, sheet) = (Arc::new(OnceLock::new()), Sheet::new(job.items.len(), sender));
+        let job = Arc::new(job);
+        let claim = self.submit(Kind::Scoring, items, permits, |id, images, part| {
+            let reply = ScoreReply::new(Arc::clone(&started), Arc::clone(&sheet), part);
+            Command::Score { id, job: Arc::clone(&job), images, reply }
+        })?;
+        Ok(ScoreTicket::new(claim, result, started, deadline))
     }
 
     /// The engine's health, now and as it changes.
@@ -96,7 +97,7 @@ impl Handle {
     /// How busy the engine is; a few loads of atomics.
     #[must_use]
     pub fn load(&self) -> Load {
-        self.shared.gauges.load(Instant::now())
+        self.shared.load(Instant::now())
     }
 
     /// Stops admission; what was admitted goes on.
@@ -113,12 +114,14 @@ impl Handle {
         }
     }
 
-    /// Tells the thread to end what is left.
+    /// Tells the threads to end what is left.
     pub(super) fn stop(&self) {
         self.shared.drain();
         self.shared.stop();
-        // A full channel wakes the engine as well.
-        let _ = self.commands.try_send(Command::Wake);
+        for commands in self.commands.iter() {
+            // A full channel wakes the shard as well.
+            let _ = commands.try_send(Command::Wake);
+        }
     }
 
     fn places(&self, kind: Kind) -> &Places {
@@ -154,31 +157,50 @@ impl Handle {
         }
     }
 
-    fn send(&self, command: Command, kind: Kind, images: u32) -> Result<(), Error> {
-        self.commands.try_send(command).map_err(|error| match error {
-            TrySendError::Full(_) => self.full(kind, images),
-            // The thread is gone; by failing, or else by stopping.
-            TrySendError::Disconnected(_) => self.serving().err().unwrap_or(Error::Draining),
-        })
+    /// Divides a job among the shards and sends each the command that `make` gives for its part.
+    fn submit(
+        &self,
+        kind: Kind,
+        images: u32,
+        permits: OwnedSemaphorePermit,
+        make: impl Fn(JobId, Range<u32>, Part) -> Command,
+    ) -> Result<Claim, Error> {
+        let _turn = self.shared.submitting.lock().unwrap_or_else(PoisonError::into_inner);
+        let burdens: Vec<_> = self.shared.shards.iter().map(|shard| shard.burden(kind)).collect();
+        let lane = |(shard, images)| Some((self.shared.shards.get(shard)?, self.commands.get(shard)?, images));
+        let parts: Vec<_> = split(images, &burdens).into_iter().filter_map(lane).collect();
+        let id = self.shared.new_job();
+        let shards = parts.iter().map(|(shard, ..)| Arc::clone(shard)).collect();
+        let claim = Claim { whole: Arc::new(Whole::new(id, shards)), _permits: permits };
+        for (shard, commands, range) in parts {
+            let part = Part::new(Arc::clone(&claim.whole), Arc::clone(shard), kind, range.end - range.start);
+            // A part that cannot be sent fails the job, which takes those out that were.
+            commands.try_send(make(id, range, part)).map_err(|error| match error {
+                TrySendError::Full(_) => self.full(kind, images),
+                // The thread is gone; by failing, or else by stopping.
+                TrySendError::Disconnected(_) => self.serving().err().unwrap_or(Error::Draining),
+            })?;
+        }
+        Ok(claim)
     }
 
-    fn claim(&self, job: JobId, permits: OwnedSemaphorePermit) -> Claim {
-        Claim { shared: Arc::clone(&self.shared), job, open: true, _permits: permits }
-    }
-
-    /// The refusal. Its wait is what the places still missing take to come free at the latest pace: every slot gives one
-    /// back after as many steps as an image has; scoring gives one back for every image's worth of values.
+    /// The refusal. Its wait is what the places still missing take to come free at the latest pace: every slot of every shard
+    /// gives one back after as many steps as an image has; each shard's scoring gives one back for every image's worth of
+    /// values.
     fn full(&self, kind: Kind, requested: u32) -> Error {
-        let (places, spec, gauges) = (self.places(kind), self.spec(), &self.shared.gauges);
+        let (places, spec) = (self.places(kind), self.spec());
         let free = places.free();
         let missing = f64::from(requested.saturating_sub(free).max(1));
         let values = f64::from(spec.shape.values());
         let seconds = match kind {
             Kind::Sampling => {
                 let steps = values / f64::from(spec.values_per_step().max(1));
-                gauges.step().as_secs_f64() * steps * missing / f64::from(spec.slots.max(1))
+                self.shared.mean(Gauges::step).as_secs_f64() * steps * missing / f64::from(spec.slots.max(1))
             }
-            Kind::Scoring => gauges.scored_value().as_secs_f64() * values * missing,
+            Kind::Scoring => {
+                let each = self.shared.mean(Gauges::scored_value).as_secs_f64();
+                each * values * missing / self.shared.shards.len().max(1) as f64
+            }
         };
         let measured = seconds > 0.0;
         let estimate = Duration::try_from_secs_f64(seconds).unwrap_or(WAITS.1).clamp(WAITS.0, WAITS.1);

@@ -100,11 +100,9 @@ impl Live {
             milestones.first_value.get_or_init(clock);
             self.news |= before / self.unit != known / self.unit;
         }
-        // The engine thread is the only writer of both, so a load and a store are enough, and cheaper than one exchange.
-        let sampled = u64::from(known.max(prefix) - before.max(prefix));
-        buffer.sampled.store(buffer.sampled.load(Ordering::Relaxed) + sampled, Ordering::Relaxed);
+        // A load is cheaper than an exchange, which is hardly ever needed.
         if buffer.peak_batch.load(Ordering::Relaxed) < batch {
-            buffer.peak_batch.store(batch, Ordering::Relaxed);
+            buffer.peak_batch.fetch_max(batch, Ordering::Relaxed);
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
-//! One model on one thread: plan, execute, commit, and the async side that feeds it and reads from it.
+//! One model on one thread a shard: plan, execute, commit, and the async side that feeds them and reads from them.
 
 pub mod catalogue;
+pub mod cohort;
 mod core;
 pub mod event;
 mod execute;
@@ -9,8 +10,10 @@ mod guarded;
 mod handle;
 pub mod health;
 mod live;
+mod part;
 mod pass;
 mod shared;
+mod split;
 mod stream;
 #[cfg(test)]
 mod tests;

@@ -1,10 +1,12 @@
-//! Images on their way through a scoring pass, slice by slice.
+//! Images on their way through a scoring pass, slice by slice, and what becomes of their scores.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::oneshot;
 
+use super::event::ENGINE_GONE;
+use super::part::Part;
 use super::stream::Score;
 use crate::error::Error;
 use crate::head::{Head, NotFinite};
@@ -13,42 +15,88 @@ use crate::job::ScoreJob;
 use crate::model::{ParamRows, ScoreRow};
 use crate::sched::{ImageKey, JobId};
 
-/// Where the result of a scoring job goes.
+/// Where the parts of a scoring job put their scores together.
+#[derive(Debug)]
+pub(super) struct Sheet {
+    scores: Vec<Option<Score>>,
+    /// Until the answer was given.
+    answer: Option<oneshot::Sender<Scored>>,
+}
+
+/// The scores in the order of the items, and when the last one was complete.
+pub(super) type Scored = Result<(Vec<Score>, Instant), Error>;
+
+impl Sheet {
+    pub(super) fn new(items: usize, answer: oneshot::Sender<Scored>) -> Arc<Mutex<Self>> {
+        Arc::new(Mutex::new(Self { scores: vec![None; items], answer: Some(answer) }))
+    }
+}
+
+/// A shard's end of a scoring job. Like a promise it is kept or broken, and its owner told, however it goes.
 #[derive(Debug)]
 pub(super) struct ScoreReply {
-    /// Set when the first of its images is about to be scored.
+    /// Set when the first of the job's images is about to be scored.
     pub(super) started: Arc<OnceLock<Instant>>,
-    /// The scores in the order of the items, and when the last one was complete.
-    pub(super) result: oneshot::Sender<Result<(Vec<Score>, Instant), Error>>,
+    sheet: Arc<Mutex<Sheet>>,
+    part: Part,
+    kept: bool,
 }
 
-/// A scoring job the engine has accepted.
-pub(super) struct ScoreWork {
-    pub(super) job: Arc<ScoreJob>,
-    pub(super) reply: ScoreReply,
-    scores: Vec<Option<Score>>,
-    missing: usize,
-}
-
-impl ScoreWork {
-    pub(super) fn new(job: ScoreJob, reply: ScoreReply) -> Self {
-        let missing = job.items.len();
-        Self { job: Arc::new(job), reply, scores: vec![None; missing], missing }
+impl ScoreReply {
+    pub(super) fn new(started: Arc<OnceLock<Instant>>, sheet: Arc<Mutex<Sheet>>, part: Part) -> Self {
+        Self { started, sheet, part, kept: false }
     }
 
-    /// Enters the score of item `index`; whether it was the last one missing.
+    /// See [`Part::is_over`].
+    pub(super) fn is_over(&self) -> bool {
+        self.part.is_over()
+    }
+
+    /// Enters the score of item `index`; whether it was the last one of the part.
     pub(super) fn enter(&mut self, index: u32, score: Score) -> bool {
-        if let Some(place @ None) = self.scores.get_mut(index as usize) {
+        if let Some(place) = self.sheet().scores.get_mut(index as usize) {
             *place = Some(score);
-            self.missing -= 1;
         }
-        self.missing == 0
+        self.part.image_done()
     }
 
-    /// Hands out the scores.
-    pub(super) fn deliver(self, finished: Instant) {
-        // A ticket that is gone wants no answer.
-        let _ = self.reply.result.send(Ok((self.scores.into_iter().flatten().collect(), finished)));
+    /// Every score of the part is there; the last part gives the answer.
+    pub(super) fn keep(mut self, now: Instant) {
+        self.kept = true;
+        if self.part.done() {
+            let scores = std::mem::take(&mut self.sheet().scores);
+            self.answer(Ok((scores.into_iter().flatten().collect(), now)));
+        }
+    }
+
+    /// The job ends here, and why. Of several failures the first is told.
+    pub(super) fn fail(self, error: Error) {
+        self.break_off(error);
+    }
+
+    fn break_off(&self, error: Error) {
+        // Before the others hear of it, who would only say that they were cancelled.
+        self.answer(Err(error));
+        self.part.failed();
+    }
+
+    fn answer(&self, scored: Scored) {
+        if let Some(answer) = self.sheet().answer.take() {
+            // A ticket that is gone wants no answer.
+            let _ = answer.send(scored);
+        }
+    }
+
+    fn sheet(&self) -> MutexGuard<'_, Sheet> {
+        self.sheet.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for ScoreReply {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.break_off(Error::EngineFault(ENGINE_GONE.into()));
+        }
     }
 }
 

@@ -1,41 +1,62 @@
-//! What the engine thread and its handles have in common.
+//! What the threads of an engine and its handles have in common.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::core::SCORE_IMAGES;
-use super::gauges::Gauges;
+use super::gauges::{Gauges, Load};
 use super::health::Health;
+use super::part::Whole;
+use crate::error::Error;
 use crate::sched::JobId;
 use crate::spec::ModelSpec;
+
+/// What those hear whose model broke down; the cause itself goes to the log.
+const BROKE_DOWN: &str = "the model broke down";
+
+/// What a request wants images for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Kind {
+    Sampling,
+    Scoring,
+}
 
 /// Everything both sides see.
 #[derive(Debug)]
 pub(super) struct Shared {
+    /// Of the whole engine: its slots are those of all shards.
     pub(super) spec: Arc<ModelSpec>,
     pub(super) health: watch::Sender<Health>,
-    pub(super) gauges: Arc<Gauges>,
-    pub(super) cancelled: Cancelled,
+    pub(super) shards: Vec<Arc<Shard>>,
     pub(super) sampling: Places,
     pub(super) scoring: Places,
+    /// Held while a job is divided and sent: two that came at once would find the same shard idle.
+    pub(super) submitting: Mutex<()>,
     next_job: AtomicU64,
-    stopping: AtomicBool,
+    /// Shards that have not warmed up.
+    cold: AtomicU32,
+    /// What ends whatever is left, once something does.
+    end: OnceLock<Error>,
 }
 
 impl Shared {
-    pub(super) fn new(spec: &ModelSpec, queue_images: u32, now: Instant) -> Self {
+    /// Of an engine of `shards` shards that are as `spec` says.
+    pub(super) fn new(spec: &ModelSpec, shards: u32, queue_images: u32, now: Instant) -> Self {
+        let slots = spec.slots.saturating_mul(shards);
+        let scored_together = SCORE_IMAGES.saturating_mul(shards);
         Self {
-            spec: Arc::new(spec.clone()),
+            spec: Arc::new(ModelSpec { slots, ..spec.clone() }),
             health: watch::Sender::new(Health::Warming),
-            gauges: Arc::new(Gauges::new(spec.slots, now)),
-            cancelled: Cancelled::default(),
-            sampling: Places::new(queue_images.saturating_add(spec.slots)),
-            scoring: Places::new(queue_images.saturating_add(SCORE_IMAGES)),
+            shards: (0..shards).map(|_| Arc::new(Shard::new(spec.slots, now))).collect(),
+            sampling: Places::new(queue_images.saturating_add(slots)),
+            scoring: Places::new(queue_images.saturating_add(scored_together)),
+            submitting: Mutex::default(),
             next_job: AtomicU64::new(0),
-            stopping: AtomicBool::new(false),
+            cold: AtomicU32::new(shards),
+            end: OnceLock::new(),
         }
     }
 
@@ -46,6 +67,26 @@ impl Shared {
 
     pub(super) fn new_job(&self) -> JobId {
         JobId(self.next_job.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// See [`Load`].
+    pub(super) fn load(&self, now: Instant) -> Load {
+        let mut all = Load { step: self.mean(Gauges::step), ..Load::default() };
+        for load in self.shards.iter().map(|shard| shard.gauges.load(now)) {
+            all.slots += load.slots;
+            all.running += load.running;
+            all.queued += load.queued;
+            all.scoring += load.scoring;
+            all.since_progress = all.since_progress.max(load.since_progress);
+        }
+        all
+    }
+
+    /// The mean of a time over the shards that have measured it; zero if none has.
+    pub(super) fn mean(&self, time: impl Fn(&Gauges) -> Duration) -> Duration {
+        let times: Vec<_> =
+            self.shards.iter().map(|shard| time(&shard.gauges)).filter(|time| !time.is_zero()).collect();
+        times.iter().sum::<Duration>().checked_div(times.len() as u32).unwrap_or_default()
     }
 
     /// Moves to the health that `next` finds right for the present one, if any.
@@ -59,9 +100,17 @@ impl Shared {
         });
     }
 
-    /// The model broke down; the first cause stays.
+    /// A shard has warmed up; with the last of them the engine is ready.
+    pub(super) fn warmed(&self) {
+        if self.cold.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.change_health(|health| (*health == Health::Warming).then_some(Health::Ready));
+        }
+    }
+
+    /// A shard broke down, and the engine with it; the first cause stays.
     pub(super) fn fail(&self, why: String) {
         self.change_health(|health| (!matches!(health, Health::Failed(_))).then_some(Health::Failed(why)));
+        self.end.get_or_init(|| Error::EngineFault(BROKE_DOWN.into()));
     }
 
     /// Takes nothing new from now on.
@@ -70,11 +119,49 @@ impl Shared {
     }
 
     pub(super) fn stop(&self) {
-        self.stopping.store(true, Ordering::Release);
+        self.end.get_or_init(|| Error::Draining);
     }
 
-    pub(super) fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::Acquire)
+    /// What to end everything with, if it is to end.
+    pub(super) fn end(&self) -> Option<&Error> {
+        self.end.get()
+    }
+}
+
+/// What one thread and everyone else see of each other.
+#[derive(Debug)]
+pub(super) struct Shard {
+    pub(super) gauges: Gauges,
+    pub(super) cancelled: Cancelled,
+    sampling: AtomicU32,
+    scoring: AtomicU32,
+}
+
+impl Shard {
+    pub(super) fn new(slots: u32, now: Instant) -> Self {
+        Self {
+            gauges: Gauges::new(slots, now),
+            cancelled: Cancelled::default(),
+            sampling: AtomicU32::new(0),
+            scoring: AtomicU32::new(0),
+        }
+    }
+
+    /// Images sent to it that have not ended.
+    pub(super) fn outstanding(&self, kind: Kind) -> &AtomicU32 {
+        match kind {
+            Kind::Sampling => &self.sampling,
+            Kind::Scoring => &self.scoring,
+        }
+    }
+
+    /// What it has to do, as images of `kind` and of the other.
+    pub(super) fn burden(&self, kind: Kind) -> (u32, u32) {
+        let [sampling, scoring] = [&self.sampling, &self.scoring].map(|images| images.load(Ordering::Relaxed));
+        match kind {
+            Kind::Sampling => (sampling, scoring),
+            Kind::Scoring => (scoring, sampling),
+        }
     }
 }
 
@@ -95,8 +182,8 @@ impl Places {
     }
 }
 
-/// Jobs given up since the engine last looked. No longer than the jobs sent since then: each is given up once, by its
-/// owner, and sending one makes the engine look.
+/// Jobs called back since the shard last looked. No longer than the parts sent since then: each is called back once, and
+/// sending one makes the shard look.
 #[derive(Debug, Default)]
 pub(super) struct Cancelled {
     any: AtomicBool,
@@ -121,33 +208,23 @@ impl Cancelled {
     }
 }
 
-/// A job's right to be worked on: its permits, and the duty to cancel it when nobody waits for it any more.
+/// A job's right to be worked on: its permits, and the duty to call it back when nobody waits for it any more.
 #[derive(Debug)]
 pub(super) struct Claim {
-    pub(super) shared: Arc<Shared>,
-    pub(super) job: JobId,
-    /// Whether the engine may still be at it.
-    pub(super) open: bool,
-    /// Given back after the cancellation is on its list, since a field is dropped after its struct.
+    pub(super) whole: Arc<Whole>,
+    /// Given back after the job is on the lists, since a field is dropped after its struct.
     pub(super) _permits: OwnedSemaphorePermit,
 }
 
 impl Claim {
-    /// Gives the job up.
-    pub(super) fn cancel(&mut self) {
-        if std::mem::take(&mut self.open) {
-            self.shared.cancelled.push(self.job);
-        }
-    }
-
-    /// The engine is done with it.
-    pub(super) fn settle(&mut self) {
-        self.open = false;
+    /// Gives the job up, unless it has ended.
+    pub(super) fn recall(&self) {
+        self.whole.recall();
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        self.cancel();
+        self.recall();
     }
 }

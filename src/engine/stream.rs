@@ -115,7 +115,7 @@ impl SampleStream {
             let now = time::Instant::now();
             if let Some(error) = self.expired(now) {
                 self.state = State::Failed;
-                self.claim.cancel();
+                self.claim.recall();
                 return Some(Err(error));
             }
             // The end is looked at before the values: those it comes after are all there then.
@@ -128,7 +128,6 @@ impl SampleStream {
             }
             if failure.is_some() || finished {
                 self.state = if finished { State::Complete } else { State::Failed };
-                self.claim.settle();
                 return failure.map(Err);
             }
             if impatient {
@@ -166,7 +165,7 @@ impl SampleStream {
         Some(SampleSummary {
             log_likelihoods: self.buffer.images.iter().map(|image| image.log_likelihood()).collect::<Option<_>>()?,
             usage: Usage {
-                sampled_values: self.buffer.sampled.load(Ordering::Relaxed),
+                sampled_values: self.buffer.sampled(),
                 prefix_values: u64::from(self.prefix) * self.taken.len() as u64,
                 peak_batch: self.buffer.peak_batch.load(Ordering::Relaxed),
             },
@@ -211,7 +210,7 @@ impl SampleStream {
             }
         }
         let stage = if begun { DeadlineStage::MidStream } else { DeadlineStage::Queue };
-        Some(Error::DeadlineExceeded { stage, values: self.buffer.sampled.load(Ordering::Relaxed) })
+        Some(Error::DeadlineExceeded { stage, values: self.buffer.sampled() })
     }
 }
 
@@ -227,7 +226,7 @@ pub struct Score {
 /// A scoring job under way. Owns its permits: dropping it frees them and cancels the job.
 #[derive(Debug)]
 pub struct ScoreTicket {
-    claim: Claim,
+    _claim: Claim,
     result: oneshot::Receiver<Result<(Vec<Score>, Instant), Error>>,
     started: Arc<OnceLock<Instant>>,
     submitted: Instant,
@@ -241,7 +240,13 @@ impl ScoreTicket {
         started: Arc<OnceLock<Instant>>,
         deadline: Option<Instant>,
     ) -> Self {
-        Self { claim, result, started, submitted: Instant::now(), deadline: deadline.map(time::Instant::from_std) }
+        Self {
+            _claim: claim,
+            result,
+            started,
+            submitted: Instant::now(),
+            deadline: deadline.map(time::Instant::from_std),
+        }
     }
 
     /// The scores in the order of the job's items, and where the time went: `queue` until the first pass, `decode` from
@@ -254,7 +259,6 @@ impl ScoreTicket {
             Some(at) => time::timeout_at(at, &mut self.result).await.map_err(|_| self.expired())?,
             None => (&mut self.result).await,
         };
-        self.claim.settle();
         let (scores, finished) = answer.unwrap_or_else(|_| Err(Error::EngineFault(ENGINE_GONE.into())))?;
         let started = self.started.get().copied().unwrap_or(finished);
         let timing = Timing {

@@ -1,5 +1,7 @@
-//! The engine thread: receive, tick, repeat.
+//! The threads of an engine, one for each shard: receive, tick, repeat.
 
+use std::io;
+use std::iter;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::JoinHandle;
@@ -8,12 +10,11 @@ use std::time::Instant;
 use super::core::{Command, Core, Tick};
 use super::guarded::message;
 use super::handle::Handle;
-use super::health::Health;
-use super::shared::Shared;
+use super::shared::{Shard, Shared};
 use crate::error::Error;
 use crate::model::PixelModel;
 
-/// Commands that may wait for the engine to take them in. It does so between any two steps, so this is only met by a
+/// Commands that may wait for a shard to take them in. It does so between any two steps, so this is only met by a
 /// burst within one step; whoever comes on top is refused like anyone who finds the queue full.
 const MAX_COMMANDS: u32 = 1024;
 
@@ -26,28 +27,35 @@ pub struct EngineConfig {
     pub score_share: f64,
 }
 
-/// A running engine thread. Dropped instead of stopped, it goes on until the last handle is gone and its work is done.
+/// Running engine threads. Dropped instead of stopped, they go on until the last handle is gone and their work is done.
 #[derive(Debug)]
 pub struct Engine {
     handle: Handle,
-    thread: JoinHandle<()>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Engine {
-    /// Starts the thread; it warms the model up and then serves. What is asked of it meanwhile waits.
+    /// Starts `shards` threads (at least one) over `model` and shards of it. They warm up side by side and then serve. What
+    /// is asked of them meanwhile waits.
     ///
     /// # Errors
-    /// What kept the thread from starting.
-    pub fn start(model: Box<dyn PixelModel>, config: EngineConfig) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared::new(model.spec(), config.queue_images, Instant::now()));
+    /// What kept a shard from being made, or its thread from starting.
+    pub fn start(model: Box<dyn PixelModel>, shards: u32, config: EngineConfig) -> io::Result<Self> {
+        let spec = model.spec().clone();
+        let others = (1..shards).map(|_| model.shard(spec.slots).map_err(io::Error::other));
+        let others = others.collect::<io::Result<Vec<_>>>()?;
+        let shared = Arc::new(Shared::new(&spec, shards.max(1), config.queue_images, Instant::now()));
         let commands = shared.most_images().min(MAX_COMMANDS);
-        let (sender, receiver) = sync_channel(commands as usize);
-        let core = Core::new(model, config.score_share, Instant::now, Arc::clone(&shared.gauges));
-        let inbox = Inbox { receiver, shared: Arc::clone(&shared), commands };
-        let thread = std::thread::Builder::new()
-            .name(format!("engine-{}", shared.spec.name))
-            .spawn(move || serve(core, &inbox))?;
-        Ok(Self { handle: Handle::new(sender, shared), thread })
+        let (mut senders, mut threads) = (Vec::new(), Vec::new());
+        for (index, (model, shard)) in iter::once(model).chain(others).zip(&shared.shards).enumerate() {
+            let (sender, receiver) = sync_channel(commands as usize);
+            let core = Core::new(model, config.score_share, Instant::now, Arc::clone(shard));
+            let inbox = Inbox { receiver, shared: Arc::clone(&shared), shard: Arc::clone(shard), commands };
+            let thread = std::thread::Builder::new().name(format!("engine-{}-{index}", spec.name));
+            threads.push(thread.spawn(move || serve(core, &inbox))?);
+            senders.push(sender);
+        }
+        Ok(Self { handle: Handle::new(senders, shared), threads })
     }
 
     /// A handle to it.
@@ -56,19 +64,22 @@ impl Engine {
         self.handle.clone()
     }
 
-    /// Ends whatever is left with [`Error::Draining`] and waits for the thread, which is as long as a step takes.
+    /// Ends whatever is left with [`Error::Draining`] and waits for the threads, which is as long as a step takes.
     pub fn stop(self) {
         self.handle.stop();
-        if let Err(payload) = self.thread.join() {
-            tracing::error!(cause = message(payload.as_ref()), "engine thread panicked");
+        for thread in self.threads {
+            if let Err(payload) = thread.join() {
+                tracing::error!(cause = message(payload.as_ref()), "engine thread panicked");
+            }
         }
     }
 }
 
-/// Where commands and cancellations come in.
+/// Where a shard's commands and cancellations come in.
 pub(super) struct Inbox {
     pub(super) receiver: Receiver<Command>,
     pub(super) shared: Arc<Shared>,
+    pub(super) shard: Arc<Shard>,
     /// Most commands that wait.
     pub(super) commands: u32,
 }
@@ -76,11 +87,12 @@ pub(super) struct Inbox {
 impl Inbox {
     /// Takes in everything that has arrived.
     ///
-    /// Cancellations are taken off their list before commands are received, and applied after: a job is cancelled only
+    /// Cancellations are taken off their list before commands are received, and applied after: a job is given up only
     /// once it was sent, so the command of every cancellation on the list has been received by the time it is applied. The
-    /// other way round, a job sent and cancelled in between would be cancelled first, in vain, and then run.
+    /// other way round, a job sent and cancelled in between would be cancelled first, in vain, and then run. A job that
+    /// fails in another shard before this one's part was sent is over when the part comes, and not begun.
     pub(super) fn receive(&self, core: &mut Core) {
-        let cancelled = self.shared.cancelled.take();
+        let cancelled = self.shard.cancelled.take();
         self.receiver.try_iter().take(self.commands as usize).for_each(|command| core.apply(command));
         cancelled.into_iter().for_each(|job| core.cancel(job));
     }
@@ -90,30 +102,27 @@ impl Inbox {
 fn serve(mut core: Core, inbox: &Inbox) {
     let _obituary = Obituary(Arc::clone(&inbox.shared));
     let end = core.warm_up().map_err(|error| error.to_string()).and_then(|()| {
-        inbox.shared.change_health(|health| (*health == Health::Warming).then_some(Health::Ready));
+        inbox.shared.warmed();
         work(&mut core, inbox)
     });
-    let error = match end {
-        Ok(()) => Error::Draining,
-        Err(why) => {
-            tracing::error!(model = inbox.shared.spec.name, why, "engine failed");
-            let public = Error::EngineFault("the model broke down".into());
-            inbox.shared.fail(why);
-            public
-        }
-    };
+    if let Err(why) = end {
+        tracing::error!(model = inbox.shared.spec.name, why, "engine failed");
+        inbox.shared.fail(why);
+    }
     inbox.receive(&mut core);
-    core.end_all(&error);
+    core.end_all(inbox.shared.end().unwrap_or(&Error::Draining));
 }
 
-/// Ticks until there is nobody left to work for, or told to stop. An error is the end of the model.
+/// Ticks until there is nobody left to work for, the engine is stopped, or another shard has failed. An error is the end of
+/// the model.
 fn work(core: &mut Core, inbox: &Inbox) -> Result<(), String> {
-    while !inbox.shared.is_stopping() {
+    while inbox.shared.end().is_none() {
         match core.tick(|core| inbox.receive(core)) {
             Tick::Worked => {}
             Tick::Fatal(why) => return Err(why),
             // No lost wake-up: a command is in the channel before anyone waits for what comes of it, a cancellation
-            // needs no attention while there is no work, and whoever sets the stop flag sends a command after it.
+            // needs no attention while there is no work, whoever stops the engine sends a command after it, and where
+            // another shard has failed nothing comes any more that would have to be ended.
             Tick::Idle => match inbox.receiver.recv() {
                 Ok(command) => {
                     core.apply(command);

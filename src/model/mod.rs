@@ -155,4 +155,11 @@ pub trait PixelModel: Send {
 
     /// Ends the image in `slot`.
     fn close(&mut self, slot: Slot);
+
+    /// Another model of the same weights, which are shared, with `slots` slots of its own (at least 1), all closed, and a
+    /// scoring pass of its own. It gives the same bits.
+    ///
+    /// # Errors
+    /// A [`ModelError`] if there is no memory for its state, or the device fails.
+    fn shard(&self, slots: u32) -> Result<Box<dyn PixelModel>, ModelError>;
 }

@@ -49,11 +49,17 @@ struct State {
 pub(crate) struct Script {
     state: Mutex<State>,
     changed: Condvar,
+    shards: Mutex<Vec<Arc<Script>>>,
 }
 
 impl Script {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// The scripts of the shards made of this model so far.
+    pub(crate) fn shards(&self) -> Vec<Arc<Script>> {
+        self.shards.lock().unwrap().clone()
     }
 
     /// Calls of this kind so far; a step held at the gate is not one yet.
@@ -285,5 +291,13 @@ impl PixelModel for Scripted {
         drop(state);
         // A script may make closing panic, but it has no error to give.
         let _ = self.script.call(Call::Close);
+    }
+
+    fn shard(&self, slots: u32) -> Result<Box<dyn PixelModel>, ModelError> {
+        let (model, script) = Self::with_shape(slots, self.spec.shape);
+        // A gate that is shut before there are shards is shut for all of them.
+        script.state().gate = self.script.state().gate;
+        self.script.shards.lock().unwrap().push(script);
+        Ok(Box::new(model))
     }
 }

@@ -1,6 +1,7 @@
 //! Images waiting their turn: first in, first out within a class, one entry for each job.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use super::{ImageKey, JobId};
 use crate::job::Class;
@@ -12,8 +13,7 @@ const INTERACTIVE_RUN: u32 = 8;
 #[derive(Clone, Debug)]
 struct Waiting<W> {
     job: JobId,
-    next: u32,
-    images: u32,
+    images: Range<u32>,
     work: W,
 }
 
@@ -30,8 +30,8 @@ impl<W: Copy> Queue<W> {
         Self { interactive: VecDeque::new(), batch: VecDeque::new(), interactive_run: 0 }
     }
 
-    pub(super) fn push(&mut self, job: JobId, images: u32, work: W, class: Class) {
-        let entry = Waiting { job, next: 0, images, work };
+    pub(super) fn push(&mut self, job: JobId, images: Range<u32>, work: W, class: Class) {
+        let entry = Waiting { job, images, work };
         match class {
             Class::Interactive => self.interactive.push_back(entry),
             Class::Batch => self.batch.push_back(entry),
@@ -49,12 +49,11 @@ impl<W: Copy> Queue<W> {
             &mut self.interactive
         };
         let first = line.front_mut()?;
-        let taken = (ImageKey { job: first.job, index: first.next }, first.work);
-        first.next += 1;
-        if first.next >= first.images {
+        let taken = first.images.next().map(|index| (ImageKey { job: first.job, index }, first.work));
+        if first.images.is_empty() {
             line.pop_front();
         }
-        Some(taken)
+        taken
     }
 
     pub(super) fn remove(&mut self, job: JobId) {
@@ -68,6 +67,6 @@ impl<W: Copy> Queue<W> {
 
     /// Images, not jobs.
     pub(super) fn images(&self) -> u32 {
-        self.interactive.iter().chain(&self.batch).map(|waiting| waiting.images - waiting.next).sum()
+        self.interactive.iter().chain(&self.batch).map(|waiting| waiting.images.end - waiting.images.start).sum()
     }
 }

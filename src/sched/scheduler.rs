@@ -1,5 +1,6 @@
 //! The scheduler: `submit`, `cancel`, `plan`, `commit`.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use super::queue::Queue;
@@ -70,9 +71,9 @@ impl Scheduler {
         }
     }
 
-    /// Queues `images` images under the id `job`, which must be new.
-    pub fn submit(&mut self, job: JobId, images: u32, work: Work, class: Class) {
-        if images == 0 {
+    /// Queues the images `images` of `job`, whose id must be new here.
+    pub fn submit(&mut self, job: JobId, images: Range<u32>, work: Work, class: Class) {
+        if images.is_empty() {
             return;
         }
         match work {

@@ -46,9 +46,9 @@ fn image(job: u64, index: u32) -> ImageKey {
 #[test]
 fn images_join_and_leave_at_any_step() {
     let mut scheduler = Scheduler::new(config());
-    scheduler.submit(JobId(1), 1, SAMPLE, Class::Interactive);
+    scheduler.submit(JobId(1), 0..1, SAMPLE, Class::Interactive);
     assert_eq!(tick(&mut scheduler).0.advance, [Advance { slot: Slot(0), image: image(1, 0), rank: 0 }]);
-    scheduler.submit(JobId(2), 1, SAMPLE, Class::Interactive);
+    scheduler.submit(JobId(2), 0..1, SAMPLE, Class::Interactive);
     let (plan, _) = tick(&mut scheduler);
     assert_eq!(plan.admit, [Admission { slot: Slot(1), image: image(2, 0) }]);
     let ranks: Vec<_> = plan.advance.iter().map(|advance| advance.rank).collect();
@@ -60,7 +60,7 @@ fn images_join_and_leave_at_any_step() {
 #[test]
 fn a_prefix_is_taken_in_piece_by_piece_and_then_sampling_goes_on() {
     let mut scheduler = Scheduler::new(config());
-    scheduler.submit(JobId(1), 1, Work::Sample { prefix: 3, replay: false }, Class::Interactive);
+    scheduler.submit(JobId(1), 0..1, Work::Sample { prefix: 3, replay: false }, Class::Interactive);
     let pieces: Vec<_> = (0..2).map(|_| tick(&mut scheduler).0.absorb.unwrap().ranks).collect();
     assert_eq!(pieces, [0..2, 2..3]);
     assert_eq!(tick(&mut scheduler).0.advance[0].rank, 3);
@@ -69,16 +69,25 @@ fn a_prefix_is_taken_in_piece_by_piece_and_then_sampling_goes_on() {
 #[test]
 fn a_replayed_prefix_goes_through_the_step() {
     let mut scheduler = Scheduler::new(config());
-    scheduler.submit(JobId(1), 1, Work::Sample { prefix: 3, replay: true }, Class::Interactive);
+    scheduler.submit(JobId(1), 0..1, Work::Sample { prefix: 3, replay: true }, Class::Interactive);
     let (plan, _) = tick(&mut scheduler);
     assert!(plan.absorb.is_none());
     assert_eq!(plan.advance[0].rank, 0);
 }
 
 #[test]
+fn images_keep_the_indices_they_have_in_their_job() {
+    let mut scheduler = Scheduler::new(config());
+    scheduler.submit(JobId(1), 4..6, SAMPLE, Class::Interactive);
+    scheduler.submit(JobId(2), 3..3, SAMPLE, Class::Interactive);
+    let admitted: Vec<_> = scheduler.plan().admit.iter().map(|admission| admission.image).collect();
+    assert_eq!(admitted, [image(1, 4), image(1, 5)]);
+}
+
+#[test]
 fn a_cancelled_image_leaves_no_transition_and_gives_its_slot_back_with_the_next_plan() {
     let mut scheduler = Scheduler::new(config());
-    scheduler.submit(JobId(1), 5, SAMPLE, Class::Interactive);
+    scheduler.submit(JobId(1), 0..5, SAMPLE, Class::Interactive);
     let plan = scheduler.plan();
     assert_eq!(scheduler.snapshot(), Snapshot { queued: 2, running: 3, scoring: 0 });
     scheduler.cancel(JobId(1));
@@ -92,7 +101,7 @@ fn a_cancelled_image_leaves_no_transition_and_gives_its_slot_back_with_the_next_
 #[test]
 fn a_failed_image_ends_alone() {
     let mut scheduler = Scheduler::new(config());
-    scheduler.submit(JobId(1), 2, SAMPLE, Class::Interactive);
+    scheduler.submit(JobId(1), 0..2, SAMPLE, Class::Interactive);
     let plan = scheduler.plan();
     let outcome = Outcome { failed: vec![image(1, 0)], ..done(&plan) };
     assert_eq!(scheduler.commit(&plan, &outcome), [Transition::Failed(image(1, 0))]);
@@ -102,8 +111,8 @@ fn a_failed_image_ends_alone() {
 #[test]
 fn batch_work_waits_but_does_not_starve() {
     let mut scheduler = Scheduler::new(Config { slots: 1, ..config() });
-    scheduler.submit(JobId(1), 2, SAMPLE, Class::Batch);
-    scheduler.submit(JobId(2), 20, SAMPLE, Class::Interactive);
+    scheduler.submit(JobId(1), 0..2, SAMPLE, Class::Batch);
+    scheduler.submit(JobId(2), 0..20, SAMPLE, Class::Interactive);
     let order: Vec<_> = run_until_idle(&mut scheduler)
         .into_iter()
         .map(|transition| match transition {
@@ -118,7 +127,7 @@ fn batch_work_waits_but_does_not_starve() {
 #[test]
 fn a_scoring_pass_keeps_its_images_from_its_first_slice_to_its_last() {
     let mut scheduler = Scheduler::new(config());
-    scheduler.submit(JobId(1), 3, Work::Score, Class::Interactive);
+    scheduler.submit(JobId(1), 0..3, Work::Score, Class::Interactive);
     for from in [0, 2, 4] {
         let slice = tick(&mut scheduler).0.score.unwrap();
         assert_eq!(slice, ScoreSlice { images: vec![image(1, 0), image(1, 1)], from });
@@ -129,7 +138,7 @@ fn a_scoring_pass_keeps_its_images_from_its_first_slice_to_its_last() {
 #[test]
 fn a_scoring_pass_that_does_not_move_fails_instead_of_going_on_for_ever() {
     let mut scheduler = Scheduler::new(config());
-    scheduler.submit(JobId(1), 1, Work::Score, Class::Interactive);
+    scheduler.submit(JobId(1), 0..1, Work::Score, Class::Interactive);
     let plan = scheduler.plan();
     let stuck = Outcome { scored_to: 0, ..done(&plan) };
     assert_eq!(scheduler.commit(&plan, &stuck), [Transition::Failed(image(1, 0))]);
@@ -139,8 +148,8 @@ fn a_scoring_pass_that_does_not_move_fails_instead_of_going_on_for_ever() {
 /// Ticks of a thousand in which sampling and scoring both wait, a slice taking `slice` steps' time; the share scoring got.
 fn scoring_share(slice: u32) -> f64 {
     let mut scheduler = Scheduler::new(Config { values: 1_000_000, ..config() });
-    scheduler.submit(JobId(1), 1, SAMPLE, Class::Interactive);
-    scheduler.submit(JobId(2), 1, Work::Score, Class::Interactive);
+    scheduler.submit(JobId(1), 0..1, SAMPLE, Class::Interactive);
+    scheduler.submit(JobId(2), 0..1, Work::Score, Class::Interactive);
     let (mut sampling, mut scoring) = (0.0, 0.0);
     for _ in 0..1000 {
         let plan = scheduler.plan();
@@ -249,9 +258,10 @@ proptest! {
         for operation in operations.into_iter().chain(finish) {
             match operation {
                 Operation::Submit { images, work, class } => {
-                    scheduler.submit(JobId(next_job), images, work, class);
+                    let images = next_job as u32..next_job as u32 + images;
+                    scheduler.submit(JobId(next_job), images.clone(), work, class);
                     ledger.works.insert(JobId(next_job), (work, class));
-                    ledger.alive.extend((0..images).map(|index| image(next_job, index)));
+                    ledger.alive.extend(images.map(|index| image(next_job, index)));
                     next_job += 1;
                 }
                 Operation::Cancel(job) => {

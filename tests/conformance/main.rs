@@ -5,6 +5,7 @@
 
 mod golden;
 mod package;
+mod shards;
 
 use std::collections::VecDeque;
 use std::ops::Range;

@@ -22,7 +22,9 @@ use tonic::transport::Channel;
 
 use crate::harness::{Daemon, config, connect, next, patiently, read, spec};
 
-/// Two batch sizes for the model: four rows while nobody sits in the upper slots, eight from then on.
+/// What the model is divided into; the images among them.
+const SHARDS: u32 = 2;
+/// Two batch sizes for a shard: four rows while nobody sits in the upper slots, eight from then on.
 const SLOTS: u32 = 6;
 const LARGEST_BATCH: u32 = 8;
 /// Images whose bytes must never change.
@@ -66,6 +68,7 @@ async fn digits(backend: Backend) -> Daemon {
     let mut config = config();
     // Nobody is refused: what was dropped may not have left yet when the next ones come.
     config.engine.engine.queue_images = 1000;
+    config.engine.shards = Some(SHARDS);
     Daemon::start(config, vec![source]).await
 }
 
@@ -193,7 +196,7 @@ async fn crowded(daemon: &Daemon) -> Vec<(Way, Vec<Sampled>)> {
     crowd.over.store(true, Ordering::Relaxed);
     bystanders.join_all().await;
     let most = crowd.most.load(Ordering::Relaxed);
-    assert!(most > LARGEST_BATCH, "there were never more than {most} images");
+    assert!(most > SHARDS * LARGEST_BATCH, "there were never more than {most} images");
     assert!(crowd.left_early.load(Ordering::Relaxed) > BYSTANDERS / 2, "too few came and went");
     all
 }

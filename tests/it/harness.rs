@@ -51,10 +51,11 @@ pub(crate) fn config() -> Config {
         },
         models: Models { root: None, embedded: false, max_weight_bytes: 0 },
         engine: Engine {
-            slots: 4,
+            shards: Some(1),
+            slots: Some(4),
             backend: Backend::default(),
             precision: Precision::default(),
-            threads: 1,
+            threads: Some(1),
             engine: EngineConfig { queue_images: QUEUE, score_share: 0.5 },
         },
         limits: Limits { images_per_request: 16, items_per_request: 8 },

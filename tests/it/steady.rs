@@ -178,4 +178,12 @@ impl PixelModel for Steady {
     }
 
     fn close(&mut self, _slot: Slot) {}
+
+    fn shard(&self, slots: u32) -> Result<Box<dyn PixelModel>, ModelError> {
+        Ok(Box::new(Self {
+            spec: ModelSpec { slots, ..self.spec.clone() },
+            gate: Arc::clone(&self.gate),
+            slots: vec![Condition::default(); slots as usize],
+        }))
+    }
 }

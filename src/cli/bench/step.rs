@@ -42,7 +42,7 @@ pub(super) struct Flags {
     /// Images of one step
     #[arg(long, value_delimiter = ',', default_value = "1,4,16", value_parser = clap::value_parser!(u32).range(1..=4096))]
     batch: Vec<u32>,
-    /// Engines side by side, each on a thread and with a batch of its own
+    /// Shards of the model side by side, each on a thread and with a batch of its own
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
     threads: u32,
     /// Steps of one measurement, cut to the end of the image
@@ -85,30 +85,31 @@ impl Flags {
                     let placement =
                         Placement { backend, precision: config.engine.precision, ..Placement::new(batch, 1) };
                     let limits = Limits { weights_bytes: config.models.max_weight_bytes };
-                    let load = || repository::load(&source, placement, limits);
-                    let models: Vec<_> = (0..self.threads)
-                        .map(|_| load())
-                        .collect::<Result<_, _>>()
+                    let model = repository::load(&source, placement, limits)
                         .map_err(|faults| Failure::Usage(format!("{}: {faults}", self.model)))?;
-                    self.report(self.measure(models, batch, repeat)?)?;
+                    let others = (1..self.threads).map(|_| model.shard(batch));
+                    let mut shards =
+                        others.collect::<Result<Vec<_>, _>>().map_err(|error| Failure::Internal(error.to_string()))?;
+                    shards.push(model);
+                    self.report(self.measure(shards, batch, repeat)?)?;
                 }
             }
         }
         Ok(())
     }
 
-    /// Times the steps of `models`, one on each thread, all at once.
-    fn measure(&self, models: Vec<Box<dyn PixelModel>>, batch: u32, repeat: u32) -> Result<Step, Failure> {
-        let Some(spec) = models.first().map(|model| model.spec().clone()) else {
+    /// Times the steps of `shards`, one on each thread, all at once.
+    fn measure(&self, shards: Vec<Box<dyn PixelModel>>, batch: u32, repeat: u32) -> Result<Step, Failure> {
+        let Some(spec) = shards.first().map(|shard| shard.spec().clone()) else {
             return Err(Failure::Internal("nothing to measure".to_owned()));
         };
-        let (barrier, threads) = (Barrier::new(models.len()), models.len());
+        let (barrier, threads) = (Barrier::new(shards.len()), shards.len());
         let mut times: Vec<Duration> = std::thread::scope(|scope| {
             let run = |mut model: Box<dyn PixelModel>| {
                 let barrier = &barrier;
                 scope.spawn(move || self.steps(&mut *model, batch, barrier))
             };
-            let running: Vec<_> = models.into_iter().map(run).collect();
+            let running: Vec<_> = shards.into_iter().map(run).collect();
             let joined = running.into_iter().map(|thread| thread.join().unwrap_or_else(|_| Err("panicked".to_owned())));
             joined.collect::<Result<Vec<_>, _>>().map(|times| times.into_iter().flatten().collect())
         })

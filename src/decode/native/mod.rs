@@ -584,7 +584,7 @@ impl<F: Format> Decoder for Native<F> {
         true
     }
 
-    fn another(&self) -> Result<Box<dyn Decoder>, ModelError> {
-        Ok(Box::new(Self::new(Arc::clone(&self.compiled), self.slots, self.isa)?))
+    fn another(&self, slots: u32) -> Result<Box<dyn Decoder>, ModelError> {
+        Ok(Box::new(Self::new(Arc::clone(&self.compiled), slots, self.isa)?))
     }
 }

@@ -62,7 +62,7 @@ fn a_spoilt_slot_ends_its_job_even_if_the_tick_had_no_part_for_it() {
     rig.ticks(1);
     assert_eq!((rig.script.calls(Call::Score), rig.script.calls(Call::Step)), (1, 1));
     assert!(engine_fault(bad.failure.get()).contains("lost"));
-    assert_eq!(rig.gauges.load(clock()).running, 1, "its slot is not held for a phantom");
+    assert_eq!(rig.shard.gauges.load(clock()).running, 1, "its slot is not held for a phantom");
     rig.run();
     assert!(is_complete(&good));
 }

@@ -2,6 +2,7 @@
 
 mod core;
 mod faults;
+mod shards;
 mod streams;
 mod threads;
 
@@ -9,9 +10,9 @@ use std::sync::Arc;
 
 use super::core::{Command, Core, Tick};
 use super::event::{Promise, SampleBuffer};
-use super::gauges::Gauges;
-use super::pass::ScoreReply;
-use super::stream::Score;
+use super::part::{Part, Whole};
+use super::pass::{ScoreReply, Scored, Sheet};
+use super::shared::{Kind, Shard};
 use crate::error::Error;
 use crate::head::Tuning;
 use crate::image::Canvas;
@@ -62,21 +63,21 @@ fn clock() -> Instant {
     EPOCH.with(|epoch| *epoch) + Duration::from_millis(u64::from(ticks))
 }
 
-type Answer = oneshot::Receiver<Result<(Vec<Score>, Instant), Error>>;
+type Answer = oneshot::Receiver<Scored>;
 
 /// A core without a thread.
 struct Rig {
     core: Core,
     script: Arc<Script>,
-    gauges: Arc<Gauges>,
+    shard: Arc<Shard>,
     next: u64,
 }
 
 impl Rig {
     fn new(slots: u32) -> Self {
         let (model, script) = Scripted::new(slots);
-        let gauges = Arc::new(Gauges::new(slots, clock()));
-        Self { core: Core::new(Box::new(model), 0.5, clock, Arc::clone(&gauges)), script, gauges, next: 0 }
+        let shard = Arc::new(Shard::new(slots, clock()));
+        Self { core: Core::new(Box::new(model), 0.5, clock, Arc::clone(&shard)), script, shard, next: 0 }
     }
 
     fn id(&mut self) -> JobId {
@@ -84,15 +85,25 @@ impl Rig {
         JobId(self.next)
     }
 
+    /// A job's only part.
+    fn part(&self, id: JobId, kind: Kind, images: u32) -> Part {
+        let whole = Arc::new(Whole::new(id, vec![Arc::clone(&self.shard)]));
+        Part::new(whole, Arc::clone(&self.shard), kind, images)
+    }
+
     fn sample(&mut self, job: SampleJob) -> (JobId, Arc<SampleBuffer>) {
         let (id, buffer) = (self.id(), Arc::new(SampleBuffer::new(&job)));
-        self.core.apply(Command::Sample { id, job, promise: Promise::new(Arc::clone(&buffer)) });
+        let promise = Promise::new(Arc::clone(&buffer), self.part(id, Kind::Sampling, job.images));
+        self.core.apply(Command::Sample { id, images: 0..job.images, job: Arc::new(job), promise });
         (id, buffer)
     }
 
     fn score(&mut self, job: ScoreJob) -> (JobId, Answer) {
         let (id, (sender, answer)) = (self.id(), oneshot::channel());
-        self.core.apply(Command::Score { id, job, reply: ScoreReply { started: Arc::default(), result: sender } });
+        let images = job.items.len() as u32;
+        let sheet = Sheet::new(job.items.len(), sender);
+        let reply = ScoreReply::new(Arc::default(), sheet, self.part(id, Kind::Scoring, images));
+        self.core.apply(Command::Score { id, job: Arc::new(job), images: 0..images, reply });
         (id, answer)
     }
 
@@ -114,7 +125,8 @@ impl Rig {
         assert_eq!(self.tick(), Tick::Idle);
         assert_eq!(self.script.open_slots().len(), 0);
         assert_eq!(self.script.violations(), Vec::<String>::new());
-        let load = self.gauges.load(clock());
+        assert_eq!(self.shard.burden(Kind::Sampling), (0, 0));
+        let load = self.shard.gauges.load(clock());
         assert_eq!((load.running, load.queued, load.scoring, load.since_progress), (0, 0, 0, None));
     }
 }

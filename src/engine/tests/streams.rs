@@ -87,16 +87,16 @@ async fn a_deadline_passes_on_time_although_the_engine_is_inside_a_step() {
     let steps = script.calls(Call::Step);
     script.open_gate();
     settled(&handle).await;
-    assert_eq!(script.calls(Call::Step) - steps, 1 + u64::from(N), "the step under way, and the job that settles");
+    assert_eq!(script.calls(Call::Step) - steps, 1, "the step under way");
     assert_eq!(script.open_slots().len(), 0);
 }
 
 /// Waits until the engine has nothing to do; on tokio's clock, which stands still meanwhile.
 pub(super) async fn settled(handle: &Handle) {
     let begun = Instant::now();
-    // Commands are taken in one after the other: once this one is done, so are those sent before.
-    read(&mut handle.sample(job(0, 1), None).unwrap()).await.1.unwrap();
-    while handle.load().since_progress.is_some() {
+    // A part counts from when it is sent; a shard that has none may still have slots to close.
+    let shards = &handle.shared.shards;
+    while shards.iter().any(|shard| shard.burden(Kind::Sampling) != (0, 0)) || handle.load().since_progress.is_some() {
         assert!(begun.elapsed() < MINUTE, "the engine does not come to rest: {:?}", handle.load());
         tokio::task::yield_now().await;
     }

@@ -22,8 +22,13 @@ pub(super) struct Daemon {
 }
 
 pub(super) fn engine(slots: u32, queue_images: u32) -> Daemon {
+    engine_of(1, slots, queue_images)
+}
+
+/// The same with `shards` shards of `slots` slots each.
+pub(super) fn engine_of(shards: u32, slots: u32, queue_images: u32) -> Daemon {
     let (model, script) = Scripted::new(slots);
-    let engine = Engine::start(Box::new(model), EngineConfig { queue_images, score_share: 0.5 }).unwrap();
+    let engine = Engine::start(Box::new(model), shards, EngineConfig { queue_images, score_share: 0.5 }).unwrap();
     let handle = engine.handle();
     while *handle.health().borrow() == Health::Warming {
         std::thread::yield_now();
@@ -98,11 +103,16 @@ fn random(state: &mut u64) -> u64 {
 
 #[tokio::test]
 async fn ten_thousand_streams_dropped_anywhere_leave_nothing_behind() {
-    let Daemon { handle, script, engine } = engine(4, 12);
+    for (shards, slots) in [(1, 4), (3, 2)] {
+        come_and_go(engine_of(shards, slots, 12), shards * slots, shards * SCORE_IMAGES).await;
+    }
+}
+
+async fn come_and_go(Daemon { handle, script, engine }: Daemon, slots: u32, scored_together: u32) {
     let mut state = 1;
     let (mut alive, mut buffers): (Vec<_>, Vec<Weak<SampleBuffer>>) = (Vec::new(), Vec::new());
     let (mut streams, mut refused) = (0, 0);
-    while streams < 10_000 {
+    while streams < 5_000 {
         let images = 1 + (random(&mut state) % 3) as u32;
         let granularity = [Granularity::Value, Granularity::Pixel, Granularity::Row][random(&mut state) as usize % 3];
         match handle.sample(SampleJob { granularity, ..job(random(&mut state), images) }, None) {
@@ -132,11 +142,14 @@ async fn ten_thousand_streams_dropped_anywhere_leave_nothing_behind() {
     drop(alive);
     settled(&handle).await;
     assert!(refused > 0, "the queue was never full, so nothing was tried");
-    assert_eq!(handle.shared.sampling.free(), 16);
-    assert_eq!(handle.shared.scoring.free(), 12 + SCORE_IMAGES);
+    assert_eq!(handle.shared.sampling.free(), 12 + slots);
+    assert_eq!(handle.shared.scoring.free(), 12 + scored_together);
     assert_eq!(buffers.iter().filter(|buffer| buffer.strong_count() > 0).count(), 0);
-    assert_eq!(script.open_slots().len(), 0);
-    assert_eq!(script.violations(), Vec::<String>::new());
+    for script in script.shards().iter().chain([&script]) {
+        assert_eq!(script.open_slots().len(), 0);
+        assert_eq!(script.violations(), Vec::<String>::new());
+    }
+    assert!(handle.shared.shards.iter().all(|shard| shard.burden(Kind::Sampling) == (0, 0)));
     let load = handle.load();
     assert_eq!((load.running, load.queued, load.scoring), (0, 0, 0));
     engine.stop();
@@ -146,15 +159,17 @@ async fn ten_thousand_streams_dropped_anywhere_leave_nothing_behind() {
 fn a_job_sent_and_given_up_while_the_engine_looks_is_never_missed() {
     const JOBS: u64 = 20_000;
     let mut rig = Rig::new(1);
-    let shared = Arc::new(Shared::new(Scripted::new(1).0.spec(), 8, Instant::now()));
+    let shared = Arc::new(Shared::new(Scripted::new(1).0.spec(), 1, 8, Instant::now()));
+    let shard = Arc::clone(&shared.shards[0]);
     let (sender, receiver) = sync_channel(4);
-    let inbox = Inbox { receiver, shared: Arc::clone(&shared), commands: 4 };
+    let inbox = Inbox { receiver, shared, shard: Arc::clone(&shard), commands: 4 };
     std::thread::scope(|scope| {
         let client = scope.spawn(move || {
             for id in (0..JOBS).map(JobId) {
-                let (job, promise) = (job(1, 1), Promise::new(Arc::new(SampleBuffer::new(&job(1, 1)))));
-                sender.send(Command::Sample { id, job, promise }).unwrap();
-                shared.cancelled.push(id);
+                let part = Part::new(Arc::new(Whole::new(id, Vec::new())), Arc::clone(&shard), Kind::Sampling, 1);
+                let promise = Promise::new(Arc::new(SampleBuffer::new(&job(1, 1))), part);
+                sender.send(Command::Sample { id, job: Arc::new(job(1, 1)), images: 0..1, promise }).unwrap();
+                shard.cancelled.push(id);
             }
         });
         while !client.is_finished() {
@@ -162,7 +177,7 @@ fn a_job_sent_and_given_up_while_the_engine_looks_is_never_missed() {
         }
     });
     inbox.receive(&mut rig.core);
-    assert_eq!(rig.gauges.load(clock()).queued, 0);
+    assert_eq!(rig.shard.gauges.load(clock()).queued, 0);
 }
 
 #[tokio::test]
@@ -213,7 +228,7 @@ async fn values_sampled_before_a_fault_are_handed_out_before_it() {
 async fn a_model_that_does_not_warm_up_is_never_ready() {
     let (model, script) = Scripted::new(1);
     script.fail(Call::Step, 1, Fault::Panic);
-    let engine = Engine::start(Box::new(model), EngineConfig { queue_images: 8, score_share: 0.5 }).unwrap();
+    let engine = Engine::start(Box::new(model), 1, EngineConfig { queue_images: 8, score_share: 0.5 }).unwrap();
     let handle = engine.handle();
     // It may have been taken in before the fault, or refused after it.
     if let Ok(mut stream) = handle.sample(job(1, 1), None) {
@@ -235,8 +250,8 @@ async fn stopping_ends_whatever_is_left() {
     let mut health = handle.health();
     health.wait_for(|health| *health == Health::Draining).await.unwrap();
     assert_eq!(handle.sample(job(1, 1), None).unwrap_err(), Error::Draining);
-    // The flag is set after the health changes; the job must not be done before the engine sees it.
-    while !handle.shared.is_stopping() {
+    // The end is set after the health changes; the job must not be done before the engine sees it.
+    while handle.shared.end().is_none() {
         tokio::task::yield_now().await;
     }
     script.open_gate();

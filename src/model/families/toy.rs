@@ -118,6 +118,14 @@ impl PixelModel for Toy {
     }
 
     fn close(&mut self, _slot: Slot) {}
+
+    fn shard(&self, slots: u32) -> Result<Box<dyn PixelModel>, ModelError> {
+        Ok(Box::new(Self {
+            spec: ModelSpec { slots, ..self.spec.clone() },
+            sharpness: self.sharpness,
+            slots: vec![Condition::default(); slots as usize],
+        }))
+    }
 }
 
 #[cfg(test)]

@@ -146,6 +146,18 @@ impl PixelModel for ImageTransformer {
     }
 
     fn close(&mut self, _slot: Slot) {}
+
+    fn shard(&self, slots: u32) -> Result<Box<dyn PixelModel>, ModelError> {
+        Ok(Box::new(Self {
+            spec: ModelSpec { slots, ..self.spec.clone() },
+            config: self.config,
+            decoder: self.decoder.another(slots)?,
+            program: self.program,
+            classes: vec![None; slots as usize],
+            scoring: self.scoring.another()?,
+            rows: Rows::default(),
+        }))
+    }
 }
 
 fn refusal(field: &str, why: impl Into<String>) -> Violations {

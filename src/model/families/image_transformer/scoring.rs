@@ -44,7 +44,7 @@ pub(super) fn push(
 /// The state of a scoring pass between its slices.
 #[derive(Debug)]
 pub(super) struct Scoring {
-    pub(super) decoder: Torch,
+    decoder: Box<dyn Decoder>,
     program: ProgramId,
     rows: Rows,
     capacity: u32,
@@ -55,8 +55,16 @@ pub(super) struct Scoring {
 impl Scoring {
     pub(super) fn new(network: &Network, program: ProgramId, capacity: u32) -> Result<Self, ModelError> {
         let capacity = capacity.max(1);
-        let decoder = Torch::parallel(network, capacity)?;
-        Ok(Self { decoder, program, rows: Rows::default(), capacity, images: 0, reached: 0 })
+        Ok(Self::with(Box::new(Torch::parallel(network, capacity)?), program, capacity))
+    }
+
+    /// The same for passes of its own.
+    pub(super) fn another(&self) -> Result<Self, ModelError> {
+        Ok(Self::with(self.decoder.another(self.capacity)?, self.program, self.capacity))
+    }
+
+    fn with(decoder: Box<dyn Decoder>, program: ProgramId, capacity: u32) -> Self {
+        Self { decoder, program, rows: Rows::default(), capacity, images: 0, reached: 0 }
     }
 
     /// See [`crate::model::PixelModel::score`].

@@ -207,6 +207,16 @@ impl PixelModel for Raster {
     }
 
     fn close(&mut self, _slot: Slot) {}
+
+    fn shard(&self, slots: u32) -> Result<Box<dyn PixelModel>, ModelError> {
+        Ok(Box::new(Self {
+            spec: ModelSpec { slots, ..self.spec.clone() },
+            steps: self.steps.another(slots)?,
+            scoring: self.scoring.another(self.score_images as u32)?,
+            pass: (0, 0),
+            ..*self
+        }))
+    }
 }
 
 /// A fault of a package as a whole.

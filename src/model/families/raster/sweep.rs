@@ -49,6 +49,11 @@ impl Sweep {
         Self { schedule, decoder, shape, classes: vec![0; slots as usize], room: Room::default() }
     }
 
+    /// The same with state of its own.
+    pub(super) fn another(&self, slots: u32) -> Result<Self, ModelError> {
+        Ok(Self::new(Arc::clone(&self.schedule), self.decoder.another(slots)?, self.shape, slots))
+    }
+
     /// Clears `slot` and runs what runs once.
     pub(super) fn open(&mut self, slot: Slot, condition: &Condition) -> Result<(), ModelError> {
         self.decoder.clear(slot)?;

@@ -1,0 +1,52 @@
+//! How many images a shard should have in the making at once.
+
+use crate::machine::Cache;
+use crate::spec::ModelSpec;
+
+/// Images of a cohort whose weights come from memory anyway: the more there are, the more share the reading of them. From
+/// about here on the multiplications take as long, and more would only wait longer.
+const MOST: u32 = 16;
+
+/// Slots of each of `shards` shards of a model: as many as have their state in the cache beside the weights, since an image
+/// whose state has to come from memory costs more than another in the step saves. `spec` says what both take.
+#[must_use]
+pub fn slots(spec: &ModelSpec, shards: u32, cache: Cache) -> u32 {
+    let weights = spec.execution.cost.weights.saturating_mul(spec.execution.cost.bytes_per_number);
+    let Some(room) = cache.bytes.checked_sub(weights) else { return MOST };
+    let sharing = u64::from(shards.min(cache.cores).max(1));
+    let each = spec.bytes_per_slot.saturating_mul(sharing);
+    room.checked_div(each).map_or(MOST, |slots| slots.clamp(1, u64::from(MOST)) as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::PixelModel;
+    use crate::model::scripted::Scripted;
+    use crate::spec::{Execution, StepCost};
+
+    fn of(weights: u64, bytes_per_slot: u64, shards: u32, cache: u64) -> u32 {
+        let cost = StepCost { weights: weights / 4, bytes_per_number: 4, ..StepCost::default() };
+        let execution = Execution { cost, ..Execution::default() };
+        let spec = ModelSpec { bytes_per_slot, execution, ..Scripted::new(1).0.spec().clone() };
+        slots(&spec, shards, Cache { bytes: cache, cores: 8 })
+    }
+
+    #[test]
+    fn a_cohort_is_what_fits_into_a_cores_share_of_the_cache_beside_the_weights() {
+        assert_eq!(of(4, 2, 1, 32), 14);
+        assert_eq!(of(4, 2, 2, 32), 7);
+        assert_eq!(of(4, 2, 3, 32), 4);
+        assert_eq!(of(8, 3, 8, 32), 1);
+        assert_eq!(of(8, 3, 64, 32), 1, "only so many cores share one cache");
+        assert_eq!(of(8, 1, 64, 32), 3);
+    }
+
+    #[test]
+    fn a_cohort_has_bounds_and_weights_that_do_not_fit_are_shared_by_many() {
+        assert_eq!(of(4, 1, 1, 1 << 20), 16, "no more than serve each other");
+        assert_eq!(of(32, 1, 1, 32), 1, "at least one");
+        assert_eq!(of(36, 1, 1, 32), 16);
+        assert_eq!(of(0, 0, 4, 32), 16, "a model without state");
+    }
+}

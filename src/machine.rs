@@ -1,0 +1,80 @@
+//! What this machine has: cores, and the cache that they share.
+
+use std::fs;
+use std::path::Path;
+use std::thread::available_parallelism;
+
+/// Where Linux describes the caches of a core; of the first, since all are taken to be alike.
+const CACHES: &str = "/sys/devices/system/cpu/cpu0/cache";
+/// A last-level cache where nothing describes it: what a desktop processor of the last ten years has at least.
+const UNKNOWN: Cache = Cache { bytes: 8 << 20, cores: u32::MAX };
+
+/// Cores that this process may use.
+#[must_use]
+pub fn cores() -> u32 {
+    available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(u32::MAX))
+}
+
+/// A cache that lies before memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cache {
+    /// Its size.
+    pub bytes: u64,
+    /// Cores that share it, at least 1.
+    pub cores: u32,
+}
+
+/// The last cache before memory; 8 MiB shared by all cores where the system does not say.
+#[must_use]
+pub fn last_level_cache() -> Cache {
+    last_level(Path::new(CACHES)).unwrap_or(UNKNOWN)
+}
+
+/// The cache of the highest level that `caches` describes, one in each folder.
+fn last_level(caches: &Path) -> Option<Cache> {
+    let found = fs::read_dir(caches).ok()?.flatten().filter_map(|entry| {
+        let read = |what: &str| fs::read_to_string(entry.path().join(what)).ok();
+        let level: u32 = read("level")?.trim().parse().ok()?;
+        let bytes = read("size")?.trim().strip_suffix('K')?.parse::<u64>().ok()?.checked_mul(1 << 10)?;
+        Some((level, Cache { bytes, cores: count(read("shared_cpu_list")?.trim())? }))
+    });
+    found.max_by_key(|(level, _)| *level).map(|(_, cache)| cache)
+}
+
+/// How many a list such as `0-3,8` names.
+fn count(list: &str) -> Option<u32> {
+    list.split(',').try_fold(0u32, |count, part| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (u32, u32) = (first.parse().ok()?, last.parse().ok()?);
+        count.checked_add(last.checked_sub(first)?.checked_add(1)?)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn describe(caches: &Path, name: &str, files: &[(&str, &str)]) {
+        fs::create_dir(caches.join(name)).unwrap();
+        files.iter().for_each(|(file, text)| fs::write(caches.join(name).join(file), text).unwrap());
+    }
+
+    #[test]
+    fn the_last_cache_is_the_one_of_the_highest_level_that_is_described_in_full() {
+        let caches = tempfile::tempdir().unwrap();
+        let of = |level, size, list| [("level", level), ("size", size), ("shared_cpu_list", list)];
+        assert_eq!(last_level(caches.path()), None);
+        describe(caches.path(), "index0", &of("1\n", "32K\n", "0,64\n"));
+        describe(caches.path(), "index3", &of("3\n", "32768K\n", "0-7,64-71\n"));
+        describe(caches.path(), "index2", &of("2\n", "1024K\n", "0,64\n"));
+        describe(caches.path(), "index4", &of("4\n", "much\n", "0-127\n"));
+        describe(caches.path(), "power", &[]);
+        assert_eq!(last_level(caches.path()), Some(Cache { bytes: 32 << 20, cores: 16 }));
+    }
+
+    #[test]
+    fn a_list_of_cores_that_makes_no_sense_is_none() {
+        assert_eq!(["0", "0-1", "0-3,8"].map(count), [Some(1), Some(2), Some(5)]);
+        assert_eq!(["", "3-1", "0-4294967295", "a"].map(count), [None; 4]);
+    }
+}
