@@ -17,6 +17,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -40,6 +41,8 @@ const PREFACE_BYTES: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
 const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Breath between two tries of `accept` after it failed, for want of file descriptors as a rule.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How often at most that is logged.
+const ACCEPT_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A bound TCP listener: a stream of connections with TCP_NODELAY set.
 #[derive(Debug)]
@@ -103,13 +106,16 @@ impl Connections {
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let mut accepting = true;
+        let mut failures = Failures::default();
         while accepting || !self.tasks.is_empty() {
             tokio::select! {
                 next = incoming.next(), if accepting => match next {
                     Some(Ok(io)) => self.add(io),
                     Some(Err(error)) => {
-                        tracing::warn!(%error, "cannot accept a connection");
-                        tokio::time::sleep_until(tokio::time::Instant::now() + ACCEPT_PAUSE).await;
+                        if let Some(count) = failures.add(Instant::now()) {
+                            tracing::warn!(%error, count, "cannot accept connections");
+                        }
+                        tokio::time::sleep_until(Instant::now() + ACCEPT_PAUSE).await;
                     }
                     None => accepting = false,
                 },
@@ -163,6 +169,25 @@ impl Connections {
     }
 }
 
+/// Failures that come many times a second, to be logged at the first and then once in a while.
+#[derive(Debug, Default)]
+struct Failures {
+    logged: Option<Instant>,
+    since: u64,
+}
+
+impl Failures {
+    /// Counts one at `now`; gives how many there were since the last were logged, if it is time to.
+    fn add(&mut self, now: Instant) -> Option<u64> {
+        self.since += 1;
+        if self.logged.is_some_and(|logged| now < logged + ACCEPT_LOG_INTERVAL) {
+            return None;
+        }
+        self.logged = Some(now);
+        Some(std::mem::take(&mut self.since))
+    }
+}
+
 /// `io` as it was, once a client's preface has come.
 async fn preface<IO: AsyncRead + AsyncWrite>(io: IO) -> io::Result<impl AsyncRead + AsyncWrite + Unpin> {
     let (mut from, to) = tokio::io::split(io);
@@ -189,5 +214,12 @@ mod tests {
             let ended = tokio::time::timeout(PREFACE_TIMEOUT * 2, connections.closed()).await;
             assert_eq!(ended.is_ok(), closed, "{said:?}");
         }
+    }
+
+    #[test]
+    fn failures_are_logged_at_the_first_and_then_once_in_a_while_with_their_number() {
+        let (start, mut failures) = (Instant::now(), Failures::default());
+        let logged: Vec<_> = (0..500).filter_map(|n| failures.add(start + ACCEPT_PAUSE * n)).collect();
+        assert_eq!(logged, [1, 200, 200]);
     }
 }
