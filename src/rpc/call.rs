@@ -15,6 +15,7 @@ use tracing::{Instrument, Span};
 
 use super::deadline::{self, Deadline};
 use super::status::status;
+use super::upload::Uploads;
 use crate::error::{Error, Violations};
 
 /// Where health is asked for.
@@ -26,12 +27,13 @@ const GRACE: Duration = Duration::from_millis(50);
 #[derive(Clone, Debug)]
 pub(super) struct Calls<S> {
     inner: S,
+    uploads: Uploads,
     open: TaskTracker,
 }
 
 impl<S> Calls<S> {
-    pub(super) fn new(inner: S, open: TaskTracker) -> Self {
-        Self { inner, open }
+    pub(super) fn new(inner: S, uploads: Uploads, open: TaskTracker) -> Self {
+        Self { inner, uploads, open }
     }
 }
 
@@ -61,7 +63,9 @@ where
             Err(error) => return Box::pin(async move { Ok(refusal(status(&error), record)) }),
         };
         request.extensions_mut().insert(Deadline(deadline));
-        let answer = self.inner.call(request.map(tonic::body::Body::new));
+        let (parts, body) = request.into_parts();
+        let body = tonic::body::Body::new(self.uploads.watch(parts.uri.path(), body));
+        let answer = self.inner.call(Request::from_parts(parts, body));
         let bounded = async move {
             tokio::select! {
                 biased;
@@ -78,16 +82,22 @@ fn refusal(status: Status, record: Record) -> Answer {
     Logged::wrap(status.into_http(), record)
 }
 
-/// `answer`, unless the framework could not read the request: it calls that an internal error, and gives no details,
-/// which all our own statuses have.
+fn bad(field: &str, description: impl Into<String>) -> Error {
+    let mut violations = Violations::new();
+    violations.add(field, description);
+    violations.into()
+}
+
+/// `answer`, unless the framework could not read the request: it calls that an internal error, or one of size where the
+/// message was too large once inflated, and gives no details, which all our own statuses have.
 fn in_our_words(answer: Response<tonic::body::Body>) -> Response<tonic::body::Body> {
     let verdict = Status::from_header_map(answer.headers());
-    match verdict.filter(|verdict| verdict.code() == Code::Internal && verdict.details().is_empty()) {
-        Some(verdict) => {
-            let mut violations = Violations::new();
-            violations.add("request", verdict.message());
-            status(&Error::Invalid(violations)).into_http()
-        }
+    let foreign = |verdict: &Status| {
+        matches!(verdict.code(), Code::Internal | Code::OutOfRange | Code::ResourceExhausted)
+            && verdict.details().is_empty()
+    };
+    match verdict.filter(foreign) {
+        Some(verdict) => status(&bad("request", verdict.message())).into_http(),
         None => answer,
     }
 }

@@ -24,6 +24,7 @@ use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 
 use super::call::Calls;
+use super::upload::Uploads;
 
 /// A client that does not answer a ping for this long is gone.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -83,17 +84,19 @@ impl Stream for Listener {
 pub(crate) struct Connections {
     routes: Routes,
     max_streams: u32,
+    uploads: Uploads,
     open: TaskTracker,
     goodbye: CancellationToken,
     tasks: JoinSet<()>,
 }
 
 impl Connections {
-    /// None yet; each may have `max_streams` calls open at once.
-    pub(crate) fn new(routes: Routes, max_streams: u32) -> Self {
+    /// None yet; each may have `max_streams` calls open at once, whose requests share `uploads`.
+    pub(crate) fn new(routes: Routes, max_streams: u32, uploads: Uploads) -> Self {
         Self {
             routes: routes.prepare(),
             max_streams,
+            uploads,
             open: TaskTracker::new(),
             goodbye: CancellationToken::new(),
             tasks: JoinSet::new(),
@@ -125,7 +128,8 @@ impl Connections {
     }
 
     fn add(&mut self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
-        let service = TowerToHyperService::new(Calls::new(self.routes.clone(), self.open.clone()));
+        let service =
+            TowerToHyperService::new(Calls::new(self.routes.clone(), self.uploads.clone(), self.open.clone()));
         let mut http = http2::Builder::new(TokioExecutor::new());
         http.timer(TokioTimer::new())
             .keep_alive_interval(KEEPALIVE_INTERVAL)
@@ -207,7 +211,7 @@ mod tests {
         for (said, closed) in
             [(&b""[..], true), (b"PRI * HTTP/2.0", true), (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", false)]
         {
-            let mut connections = Connections::new(Routes::default(), 1);
+            let mut connections = Connections::new(Routes::default(), 1, Uploads::new(0, 0));
             let (mut ours, theirs) = tokio::io::duplex(1 << 10);
             connections.add(theirs);
             ours.write_all(said).await.unwrap();
