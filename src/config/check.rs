@@ -53,8 +53,8 @@ pub(super) fn check(settings: BTreeMap<String, Setting>) -> Result<Config, Viola
             },
         },
         limits: Limits {
-            images_per_request: reader.number("limits.images_per_request", 1..=1_000_000),
-            items_per_request: reader.number("limits.items_per_request", 1..=1_000_000),
+            images_per_request: reader.number("limits.images_per_request", 1..=Limits::MOST),
+            items_per_request: reader.number("limits.items_per_request", 1..=Limits::MOST),
         },
         log: Log { filter: reader.read("log.filter", parse_filter).unwrap_or_default(), json: reader.flag("log.json") },
     };

@@ -7,6 +7,7 @@
 
 mod answer;
 mod call;
+mod codec;
 mod convert;
 mod deadline;
 mod generation;

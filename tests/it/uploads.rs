@@ -128,3 +128,14 @@ async fn a_message_above_the_limit_is_refused_by_its_prefix() {
         assert!(status.message().contains("at most 65536 bytes, got 65537"), "{}", status.message());
     }
 }
+
+#[tokio::test]
+async fn a_message_of_crumbs_is_refused_before_room_is_made_for_them() {
+    let mut config = config();
+    config.server.max_request_bytes = 1 << 20;
+    let daemon = Daemon::start(config, vec![]).await;
+    let crumbs = ScoreImagesRequest { spec: None, items: vec![ScoreItem::default(); 400_000] };
+    let status = daemon.scoring().score_images(crumbs).await.unwrap_err();
+    assert_eq!(refusal(&status), (Code::InvalidArgument, "INVALID_REQUEST".into(), vec!["request".into()]));
+    assert!(status.message().contains("131072 fields"), "{}", status.message());
+}
