@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 
-use super::call::Calls;
+use super::call::{Calls, MAX_METADATA_BYTES};
 use super::upload::Uploads;
 
 /// A client that does not answer a ping for this long is gone.
@@ -36,6 +36,10 @@ const CONNECTION_WINDOW: u32 = 1 << 20;
 const MAX_SEND_BUFFER: usize = 64 << 10;
 /// Resets in flight before a connection counts as an attack: a burst of honest cancels must stay below it.
 const MAX_PENDING_RESETS: usize = 1000;
+/// Headers that the transport refuses by itself, with an HTTP status (431) that gRPC clients can only call unknown. It does
+/// so before anything of ours sees the request; so what is above our own limit, but not by far, is let through to be
+/// refused in gRPC's words, and only what is absurd ends like that.
+const MAX_HEADERS: u32 = 4 * MAX_METADATA_BYTES;
 /// What every HTTP/2 client begins with.
 const PREFACE_BYTES: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
 /// How long it may take to. Pings begin only after it, so nothing else ends a connection that never says a word.
@@ -137,6 +141,7 @@ impl Connections {
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_concurrent_streams(self.max_streams)
+            .max_header_list_size(MAX_HEADERS)
             .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
             .max_send_buf_size(MAX_SEND_BUFFER);
         let goodbye = self.goodbye.clone();

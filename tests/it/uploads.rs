@@ -139,3 +139,34 @@ async fn a_message_of_crumbs_is_refused_before_room_is_made_for_them() {
     assert_eq!(refusal(&status), (Code::InvalidArgument, "INVALID_REQUEST".into(), vec!["request".into()]));
     assert!(status.message().contains("131072 fields"), "{}", status.message());
 }
+
+#[tokio::test]
+async fn metadata_above_the_limit_is_refused_in_words_of_grpc() {
+    let daemon = Daemon::steady().await;
+    let mut request = tonic::Request::new(ScoreImagesRequest { spec: None, items: vec![item(0)] });
+    request.metadata_mut().insert("token", "x".repeat(40 << 10).parse().unwrap());
+    let status = daemon.scoring().score_images(request).await.unwrap_err();
+    assert_eq!(refusal(&status), (Code::InvalidArgument, "INVALID_REQUEST".into(), vec!["metadata".into()]));
+    assert!(status.message().contains("at most 16384 bytes"), "{}", status.message());
+    daemon.scoring().score_images(ScoreImagesRequest { spec: None, items: vec![item(0)] }).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_not_grpc_is_refused_with_the_status_of_http_that_says_so() {
+    let daemon = Daemon::steady().await;
+    for (kind, accepted) in [
+        ("application/grpc", true),
+        ("application/grpc+proto", true),
+        ("application/grpc; charset=utf-8", true),
+        ("application/grpc+json", false),
+        ("application/grpc-web", false),
+        ("text/plain", false),
+    ] {
+        let body = framed(&ScoreImagesRequest { spec: None, items: vec![item(0)] }).into_iter().map(Ok);
+        let request = Request::post(format!("http://pixeld/pixeld.v1.{SCORE}")).header("content-type", kind);
+        let request = request.body(tonic::body::Body::new(Pieces(stream::iter(body)))).unwrap();
+        let answer = daemon.channel.clone().oneshot(request).await.unwrap();
+        assert_eq!(answer.status() == 200, accepted, "{kind}: {}", answer.status());
+        assert!(accepted || answer.status() == 415, "{kind}: {}", answer.status());
+    }
+}
