@@ -15,7 +15,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=proto");
     let descriptors = protox::compile(PROTOS, ["proto"])?;
     fs::write(out.join("pixeld_descriptor.bin"), prost::Message::encode_to_vec(&descriptors))?;
-    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
+    tonic_prost_build::configure().bytes(".").codec_path("crate::rpc::codec::Bounded").compile_fds(descriptors)?;
 
     // Beside the binary first, as in a container image or a release archive; then where it was built.
     println!("cargo::rerun-if-env-changed=LIBTORCH");

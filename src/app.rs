@@ -19,7 +19,7 @@ use crate::engine::health::Health;
 use crate::engine::{Engine, EngineConfig};
 use crate::error::Violations;
 use crate::model::PixelModel;
-use crate::rpc::{self, Connections};
+use crate::rpc::{self, Connections, Uploads};
 
 /// What answered calls may take to leave their connections, and engines to finish their last step, beyond the drain.
 const LINGER: Duration = Duration::from_millis(500);
@@ -132,7 +132,11 @@ impl App {
         let Config { server, limits, .. } = &self.config;
         let (routes, mut health) = rpc::services(&self.catalogue, *limits, server.max_request_bytes)
             .map_err(|error| AppError::Services(error.into()))?;
-        let mut connections = Connections::new(routes, server.max_streams_per_connection);
+        let mut connections = Connections::new(
+            routes,
+            server.max_streams_per_connection,
+            Uploads::new(server.max_upload_bytes, server.max_request_bytes),
+        );
         let mut incoming = pin!(incoming.fuse());
         let mut broken = self.broken.clone();
         let mut breakdown = None;

@@ -141,6 +141,19 @@ pub enum Error {
         /// An estimate of when to come back.
         retry_after: Duration,
     },
+    /// The memory for requests on their way in is taken; try again soon.
+    #[error("too much is being uploaded: {requested} bytes asked for, {free} of {limit} free")]
+    UploadsFull {
+        /// Bytes the message needs.
+        requested: usize,
+        /// Bytes free now.
+        free: usize,
+        /// Bytes in all.
+        limit: usize,
+    },
+    /// The client began to send a request and does not go on, or only a little at a time.
+    #[error("the rest of the request did not come")]
+    RequestStalled,
     /// The request's deadline or queue timeout passed.
     #[error("deadline exceeded {}", match stage { DeadlineStage::Queue => "while waiting for a slot", DeadlineStage::MidStream => "mid-stream" })]
     DeadlineExceeded {

@@ -49,6 +49,11 @@ pub struct Limits {
     pub items_per_request: u32,
 }
 
+impl Limits {
+    /// The largest that either may be: what a message is made of takes memory before it can be counted.
+    pub const MOST: u32 = 1 << 16;
+}
+
 /// A sampling request as it came, every number unchecked.
 #[derive(Clone, Debug, Default)]
 pub struct SampleRequest {

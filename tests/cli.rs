@@ -427,7 +427,13 @@ fn check_loads_every_package_and_names_the_ones_that_cannot_be_served() {
     assert_eq!(code(&bad), 64);
     assert!(stdout(&bad).contains("height"), "{}", stdout(&bad));
     assert!(stderr(&bad).contains("1 of 2 models cannot be served"), "{}", stderr(&bad));
+    // A name that no package may have is a fault like any other.
+    add_model(models.path(), "Upper", 4, 5);
+    let bad = pixeld(&["check", "--models", root]);
+    assert!(stdout(&bad).contains("Upper: package refused: name: of the directory must be"), "{}", stdout(&bad));
+    assert!(stderr(&bad).contains("2 of 3 models cannot be served"), "{}", stderr(&bad));
     let server = Server::start(models.path());
+    server.wait_for(&["ERROR", "Upper", "of the directory must be"]);
 
     let npy = models.path().join("images.npy");
     succeed(&["sample", "--models", root, "--model", "toy", "--npy", npy.to_str().unwrap()]);
@@ -442,8 +448,11 @@ fn check_loads_every_package_and_names_the_ones_that_cannot_be_served() {
 
     let listed = json_lines(&succeed(&["models", "--models", root, "--json"]));
     let states: Vec<_> = listed.iter().map(|model| (model["name"].as_str(), model["state"].as_str())).collect();
-    assert_eq!(states, [(Some("broken"), Some("failed")), (Some("toy"), Some("ready"))]);
-    assert_eq!(listed[1]["shape"], serde_json::json!([6, 5, 3]));
+    assert_eq!(
+        states,
+        [(Some("Upper"), Some("failed")), (Some("broken"), Some("failed")), (Some("toy"), Some("ready"))]
+    );
+    assert_eq!(listed[2]["shape"], serde_json::json!([6, 5, 3]));
 }
 
 #[test]

@@ -108,7 +108,7 @@ impl From<Status> for Failure {
             let _ = write!(text, "; try again in {:.1} s", delay.as_secs_f64());
         }
         match status.code() {
-            Code::InvalidArgument | Code::NotFound | Code::OutOfRange => Failure::Usage(text),
+            Code::InvalidArgument | Code::NotFound => Failure::Usage(text),
             Code::FailedPrecondition if reason == "UNSUPPORTED" => Failure::Usage(text),
             Code::FailedPrecondition if reason == "MODEL_FAILED" => Failure::NotServing(text),
             Code::Internal | Code::DataLoss | Code::Unknown => Failure::Internal(text),

@@ -25,6 +25,7 @@ const LONGEST_DRAIN: Duration = Duration::from_secs(24 * 60 * 60);
 /// Below this not even the message of a small image fits.
 const SMALLEST_MESSAGE: ByteSize = ByteSize::kib(4);
 const LARGEST_MESSAGE: ByteSize = ByteSize::gib(1);
+const LARGEST_MEMORY: ByteSize = ByteSize::tib(1);
 const LARGEST_WEIGHTS: ByteSize = ByteSize::tib(1);
 
 pub(super) fn check(settings: BTreeMap<String, Setting>) -> Result<Config, Violations> {
@@ -34,6 +35,7 @@ pub(super) fn check(settings: BTreeMap<String, Setting>) -> Result<Config, Viola
         server: Server {
             listen: reader.read("server.listen", parse_address).unwrap_or_else(|| ([127, 0, 0, 1], 0).into()),
             max_request_bytes: reader.bytes("server.max_request", SMALLEST_MESSAGE..=LARGEST_MESSAGE) as usize,
+            max_upload_bytes: reader.bytes("server.max_upload_memory", SMALLEST_MESSAGE..=LARGEST_MEMORY) as usize,
             max_streams_per_connection: reader.number("server.max_streams_per_connection", 1..=1_000_000),
             drain_timeout: reader.read("server.drain_timeout", parse_drain_timeout).unwrap_or_default(),
         },
@@ -54,13 +56,19 @@ pub(super) fn check(settings: BTreeMap<String, Setting>) -> Result<Config, Viola
             },
         },
         limits: Limits {
-            images_per_request: reader.number("limits.images_per_request", 1..=1_000_000),
-            items_per_request: reader.number("limits.items_per_request", 1..=1_000_000),
+            images_per_request: reader.number("limits.images_per_request", 1..=Limits::MOST),
+            items_per_request: reader.number("limits.items_per_request", 1..=Limits::MOST),
         },
         log: Log { filter: reader.read("log.filter", parse_filter).unwrap_or_default(), json: reader.flag("log.json") },
     };
     let mut violations = reader.finish();
     if violations.is_empty() {
+        let Server { max_request_bytes: message, max_upload_bytes: memory, .. } = config.server;
+        // A stream may hold a message and what it was inflated to.
+        if memory / 2 < message {
+            let least = ByteSize::b(2 * message as u64);
+            violations.add("server.max_upload_memory", format!("must be at least twice server.max_request, {least}, got {}: the largest messages could never be received", ByteSize::b(memory as u64)));
+        }
         let places = config.engine.engine.queue_images;
         for (key, most) in [
             ("limits.images_per_request", config.limits.images_per_request),

@@ -39,6 +39,8 @@ pub struct Server {
     pub listen: SocketAddr,
     /// Largest request message, in bytes.
     pub max_request_bytes: usize,
+    /// Memory for request messages on their way in, over all connections, in bytes.
+    pub max_upload_bytes: usize,
     /// Streams one connection may have open at once.
     pub max_streams_per_connection: u32,
     /// How long running requests may go on after the signal to stop.

@@ -37,6 +37,7 @@ fn the_defaults_are_those_of_the_example_file() {
         server: Server {
             listen: "127.0.0.1:50051".parse().unwrap(),
             max_request_bytes: 16 << 20,
+            max_upload_bytes: 256 << 20,
             max_streams_per_connection: 1024,
             drain_timeout: Duration::from_secs(30),
         },
@@ -132,6 +133,12 @@ fn a_setting_that_does_not_exist_is_refused_wherever_it_comes_from() {
 fn limits_that_the_queue_could_never_hold_are_refused() {
     let violations = load(&Layers { flags: vec![set("engine.queue_images", "255")], ..isolated() }).unwrap_err();
     assert_eq!(fields(&violations), ["limits.images_per_request", "limits.items_per_request"]);
+}
+
+#[test]
+fn messages_that_the_memory_for_them_could_never_hold_are_refused() {
+    let violations = load(&Layers { flags: vec![set("server.max_request", "129 MiB")], ..isolated() }).unwrap_err();
+    assert_eq!(fields(&violations), ["server.max_upload_memory"]);
 }
 
 #[test]

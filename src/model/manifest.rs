@@ -214,18 +214,25 @@ fn read(fields: &mut Fields<'_>) -> Option<Manifest> {
 
 fn name(fields: &mut Fields<'_>) -> Option<String> {
     let name: String = fields.required("name")?;
-    if is_name(&name) {
-        return Some(name);
+    match check_name(&name) {
+        Ok(()) => Some(name),
+        Err(rule) => {
+            fields.refuse("name", rule);
+            None
+        }
     }
-    fields.refuse("name", format!("must be 1 to {MAX_NAME} of a-z 0-9 . _ - and not begin with a dot, got {name:?}"));
-    None
 }
 
 /// Whether a package may be called `name`.
-#[must_use]
-pub fn is_name(name: &str) -> bool {
+///
+/// # Errors
+/// The rule, if not.
+pub fn check_name(name: &str) -> Result<(), String> {
     let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte);
-    (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(allowed) && !name.starts_with('.')
+    if (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(allowed) && !name.starts_with('.') {
+        return Ok(());
+    }
+    Err(format!("must be 1 to {MAX_NAME} of a-z 0-9 . _ - and not begin with a dot, got {name:?}"))
 }
 
 fn image(fields: &mut Fields<'_>) -> Option<(Shape, Order)> {

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 pub use source::{MAX_PACKAGES, Source, scan};
 
 use crate::error::Violations;
-use crate::model::manifest::{Manifest, Weights};
+use crate::model::manifest::{Manifest, Weights, check_name};
 use crate::model::{FAMILIES, Family, PixelModel, Placement, WeightsFile, WeightsStream};
 use crate::spec::Precision;
 
@@ -60,8 +60,12 @@ pub fn load(source: &Source, placement: Placement, limits: Limits) -> Result<Box
 /// Reads and checks a package's manifest alone.
 ///
 /// # Errors
-/// Every fault, as [`Manifest::parse`] reports them; and `name` if it differs from the name of the package's directory.
+/// Every fault, as [`Manifest::parse`] reports them; and `name` if the package's directory has another, or one that
+/// no package may have.
 pub fn manifest(source: &Source) -> Result<Manifest, Violations> {
+    if let Some(Err(rule)) = source.name().map(|name| check_name(&name)) {
+        return Err(refusal("name", format!("of the directory {rule}")));
+    }
     let text = source.read_manifest().map_err(|why| refusal("model.toml", why))?;
     let manifest = Manifest::parse(&text)?;
     match source.name() {

@@ -8,7 +8,6 @@ use bytes::Bytes;
 
 use super::MAX_MANIFEST_BYTES;
 use crate::model::WeightsStream;
-use crate::model::manifest::is_name;
 
 /// Packages that one directory may hold.
 pub const MAX_PACKAGES: usize = 1024;
@@ -31,10 +30,10 @@ pub enum Source {
 }
 
 impl Source {
-    /// The name that the package must have, where its place prescribes one.
+    /// The name that the package must have, where its place prescribes one; fit to be shown, whatever it is.
     pub(super) fn name(&self) -> Option<String> {
         match self {
-            Source::Directory(path) => path.file_name().map(|name| name.to_string_lossy().into_owned()),
+            Source::Directory(path) => path.file_name().map(|name| name.to_string_lossy().escape_debug().to_string()),
             Source::Embedded { .. } => None,
         }
     }
@@ -79,8 +78,9 @@ fn open_file(path: &Path, limit: u64) -> Result<(File, u64), String> {
     Ok((file, bytes))
 }
 
-/// The packages directly under `root`, by name: every directory, or link to one, that has a `model.toml` and whose name a
-/// package may have. Nothing in them is read, so a broken package hides no other; at most [`MAX_PACKAGES`] are listed.
+/// The packages directly under `root`, by name: every directory, or link to one, that has a `model.toml` and is not hidden
+/// by a dot. Nothing in them is read, so a broken package hides no other, and one whose name no package may have is refused
+/// when it is loaded, where people see it; at most [`MAX_PACKAGES`] are listed.
 ///
 /// # Errors
 /// `root` cannot be listed.
@@ -88,10 +88,10 @@ pub fn scan(root: &Path) -> io::Result<Vec<(String, Source)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(root)?.take(MAX_ENTRIES) {
         let Ok(entry) = entry else { continue };
-        let Ok(name) = entry.file_name().into_string() else { continue };
-        let path = entry.path();
-        if is_name(&name) && path.join(MANIFEST).is_file() {
-            found.push((name, Source::Directory(path)));
+        let source = Source::Directory(entry.path());
+        let name = source.name().unwrap_or_default();
+        if !name.starts_with('.') && entry.path().join(MANIFEST).is_file() {
+            found.push((name, source));
         }
     }
     found.sort_by(|a, b| a.0.cmp(&b.0));

@@ -1,6 +1,8 @@
 //! Tests of packages on disk and in memory: bounds, digests, names, and known answers.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use bytes::Bytes;
@@ -114,6 +116,9 @@ fn scanning_lists_every_package_by_name_however_broken_its_neighbours_are() {
     write(root.path(), "misnamed", &named("other"));
     write(root.path(), ".hidden", &named("hidden"));
     write(root.path(), "Upper", &named("Upper"));
+    let foreign = OsStr::from_bytes(b"not\xffutf8\n");
+    fs::create_dir(root.path().join(foreign)).unwrap();
+    fs::write(root.path().join(foreign).join("model.toml"), TOY).unwrap();
     fs::create_dir(root.path().join("empty")).unwrap();
     fs::write(root.path().join("file"), "").unwrap();
     fs::create_dir_all(root.path().join("pipe/model.toml")).unwrap();
@@ -123,8 +128,10 @@ fn scanning_lists_every_package_by_name_however_broken_its_neighbours_are() {
 
     let found = scan(root.path()).unwrap();
     let names: Vec<_> = found.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names, ["a", "b", "broken", "linked", "misnamed"]);
+    assert_eq!(names, ["Upper", "a", "b", "broken", "linked", "misnamed", "not\u{fffd}utf8\\n"]);
     let loads = |(_, source): &(String, Source)| load(source, PLACEMENT, Limits::default()).is_ok();
-    assert_eq!(found.iter().map(loads).collect::<Vec<_>>(), [true, true, false, false, false]);
+    assert_eq!(found.iter().map(loads).collect::<Vec<_>>(), [false, true, true, false, false, false, false]);
+    let why = load(&found[0].1, PLACEMENT, Limits::default()).err().unwrap().to_string();
+    assert!(why.contains("name: of the directory must be") && why.contains("\"Upper\""), "{why}");
     assert!(scan(&root.path().join("nowhere")).is_err());
 }

@@ -4,7 +4,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, Request, Response};
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::{Bytes, Incoming};
 use tokio_util::task::TaskTracker;
@@ -14,11 +15,17 @@ use tower::Service;
 use tracing::{Instrument, Span};
 
 use super::deadline::{self, Deadline};
-use super::status::status;
+use super::status::{cut, status};
+use super::upload::Uploads;
 use crate::error::{Error, Violations};
 
 /// Where health is asked for.
 const HEALTH: &str = "/grpc.health.";
+/// Bytes that the headers of a request may take, counted as HTTP/2 does: 32 for each beside name and value.
+pub(super) const MAX_METADATA_BYTES: u32 = 16 << 10;
+const GRPC: &str = "application/grpc";
+/// Characters of a path that are logged; it may name anything.
+const MAX_LOGGED: usize = 100;
 /// How long past the deadline a service has to answer in its own words before it is answered for.
 const GRACE: Duration = Duration::from_millis(50);
 
@@ -26,12 +33,13 @@ const GRACE: Duration = Duration::from_millis(50);
 #[derive(Clone, Debug)]
 pub(super) struct Calls<S> {
     inner: S,
+    uploads: Uploads,
     open: TaskTracker,
 }
 
 impl<S> Calls<S> {
-    pub(super) fn new(inner: S, open: TaskTracker) -> Self {
-        Self { inner, open }
+    pub(super) fn new(inner: S, uploads: Uploads, open: TaskTracker) -> Self {
+        Self { inner, uploads, open }
     }
 }
 
@@ -51,17 +59,25 @@ where
     }
 
     fn call(&mut self, mut request: Request<Incoming>) -> Self::Future {
-        let method = request.uri().path().to_owned();
+        let method = cut(request.uri().path(), MAX_LOGGED);
         let span =
             tracing::info_span!("call", method, request_id = tracing::field::Empty, model = tracing::field::Empty);
         let (started, probe, _open) = (Instant::now(), request.uri().path().starts_with(HEALTH), self.open.token());
         let record = Record { started, code: None, probe, span: span.clone(), _open };
-        let deadline = match deadline::read(request.headers(), record.started) {
+        if !speaks_grpc(request.headers()) {
+            let mut refusal = refusal(status(&bad("content-type", format!("must be {GRPC}"))), record);
+            *refusal.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+            return Box::pin(async { Ok(refusal) });
+        }
+        let checked = check_metadata(&request).and_then(|()| deadline::read(request.headers(), record.started));
+        let deadline = match checked {
             Ok(deadline) => deadline,
             Err(error) => return Box::pin(async move { Ok(refusal(status(&error), record)) }),
         };
         request.extensions_mut().insert(Deadline(deadline));
-        let answer = self.inner.call(request.map(tonic::body::Body::new));
+        let (parts, body) = request.into_parts();
+        let body = tonic::body::Body::new(self.uploads.watch(parts.uri.path(), body));
+        let answer = self.inner.call(Request::from_parts(parts, body));
         let bounded = async move {
             tokio::select! {
                 biased;
@@ -78,16 +94,38 @@ fn refusal(status: Status, record: Record) -> Answer {
     Logged::wrap(status.into_http(), record)
 }
 
-/// `answer`, unless the framework could not read the request: it calls that an internal error, and gives no details,
-/// which all our own statuses have.
+/// Whether a request is of the kind that the services read; the framework takes any, a form on a web page included.
+fn speaks_grpc(headers: &HeaderMap) -> bool {
+    let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default().trim_end();
+    kind == GRPC || kind.strip_prefix(GRPC) == Some("+proto")
+}
+
+fn check_metadata<B>(request: &Request<B>) -> Result<(), Error> {
+    let headers = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 32);
+    let bytes = request.uri().path().len() + headers.sum::<usize>();
+    if bytes <= MAX_METADATA_BYTES as usize {
+        return Ok(());
+    }
+    Err(bad("metadata", format!("must be at most {MAX_METADATA_BYTES} bytes, got {bytes}")))
+}
+
+fn bad(field: &str, description: impl Into<String>) -> Error {
+    let mut violations = Violations::new();
+    violations.add(field, description);
+    violations.into()
+}
+
+/// `answer`, unless the framework could not read the request: it calls that an internal error, or one of size where the
+/// message was too large once inflated, and gives no details, which all our own statuses have.
 fn in_our_words(answer: Response<tonic::body::Body>) -> Response<tonic::body::Body> {
     let verdict = Status::from_header_map(answer.headers());
-    match verdict.filter(|verdict| verdict.code() == Code::Internal && verdict.details().is_empty()) {
-        Some(verdict) => {
-            let mut violations = Violations::new();
-            violations.add("request", verdict.message());
-            status(&Error::Invalid(violations)).into_http()
-        }
+    let foreign = |verdict: &Status| {
+        matches!(verdict.code(), Code::Internal | Code::OutOfRange | Code::ResourceExhausted)
+            && verdict.details().is_empty()
+    };
+    match verdict.filter(foreign) {
+        Some(verdict) => status(&bad("request", verdict.message())).into_http(),
         None => answer,
     }
 }

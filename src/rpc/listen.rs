@@ -17,12 +17,14 @@ use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 
-use super::call::Calls;
+use super::call::{Calls, MAX_METADATA_BYTES};
+use super::upload::Uploads;
 
 /// A client that does not answer a ping for this long is gone.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -34,12 +36,18 @@ const CONNECTION_WINDOW: u32 = 1 << 20;
 const MAX_SEND_BUFFER: usize = 64 << 10;
 /// Resets in flight before a connection counts as an attack: a burst of honest cancels must stay below it.
 const MAX_PENDING_RESETS: usize = 1000;
+/// Headers that the transport refuses by itself, with an HTTP status (431) that gRPC clients can only call unknown. It does
+/// so before anything of ours sees the request; so what is above our own limit, but not by far, is let through to be
+/// refused in gRPC's words, and only what is absurd ends like that.
+const MAX_HEADERS: u32 = 4 * MAX_METADATA_BYTES;
 /// What every HTTP/2 client begins with.
 const PREFACE_BYTES: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
 /// How long it may take to. Pings begin only after it, so nothing else ends a connection that never says a word.
 const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Breath between two tries of `accept` after it failed, for want of file descriptors as a rule.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How often at most that is logged.
+const ACCEPT_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A bound TCP listener: a stream of connections with TCP_NODELAY set.
 #[derive(Debug)]
@@ -80,17 +88,19 @@ impl Stream for Listener {
 pub(crate) struct Connections {
     routes: Routes,
     max_streams: u32,
+    uploads: Uploads,
     open: TaskTracker,
     goodbye: CancellationToken,
     tasks: JoinSet<()>,
 }
 
 impl Connections {
-    /// None yet; each may have `max_streams` calls open at once.
-    pub(crate) fn new(routes: Routes, max_streams: u32) -> Self {
+    /// None yet; each may have `max_streams` calls open at once, whose requests share `uploads`.
+    pub(crate) fn new(routes: Routes, max_streams: u32, uploads: Uploads) -> Self {
         Self {
             routes: routes.prepare(),
             max_streams,
+            uploads,
             open: TaskTracker::new(),
             goodbye: CancellationToken::new(),
             tasks: JoinSet::new(),
@@ -103,13 +113,16 @@ impl Connections {
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let mut accepting = true;
+        let mut failures = Failures::default();
         while accepting || !self.tasks.is_empty() {
             tokio::select! {
                 next = incoming.next(), if accepting => match next {
                     Some(Ok(io)) => self.add(io),
                     Some(Err(error)) => {
-                        tracing::warn!(%error, "cannot accept a connection");
-                        tokio::time::sleep_until(tokio::time::Instant::now() + ACCEPT_PAUSE).await;
+                        if let Some(count) = failures.add(Instant::now()) {
+                            tracing::warn!(%error, count, "cannot accept connections");
+                        }
+                        tokio::time::sleep_until(Instant::now() + ACCEPT_PAUSE).await;
                     }
                     None => accepting = false,
                 },
@@ -119,7 +132,8 @@ impl Connections {
     }
 
     fn add(&mut self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
-        let service = TowerToHyperService::new(Calls::new(self.routes.clone(), self.open.clone()));
+        let service =
+            TowerToHyperService::new(Calls::new(self.routes.clone(), self.uploads.clone(), self.open.clone()));
         let mut http = http2::Builder::new(TokioExecutor::new());
         http.timer(TokioTimer::new())
             .keep_alive_interval(KEEPALIVE_INTERVAL)
@@ -127,6 +141,7 @@ impl Connections {
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_concurrent_streams(self.max_streams)
+            .max_header_list_size(MAX_HEADERS)
             .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
             .max_send_buf_size(MAX_SEND_BUFFER);
         let goodbye = self.goodbye.clone();
@@ -163,6 +178,25 @@ impl Connections {
     }
 }
 
+/// Failures that come many times a second, to be logged at the first and then once in a while.
+#[derive(Debug, Default)]
+struct Failures {
+    logged: Option<Instant>,
+    since: u64,
+}
+
+impl Failures {
+    /// Counts one at `now`; gives how many there were since the last were logged, if it is time to.
+    fn add(&mut self, now: Instant) -> Option<u64> {
+        self.since += 1;
+        if self.logged.is_some_and(|logged| now < logged + ACCEPT_LOG_INTERVAL) {
+            return None;
+        }
+        self.logged = Some(now);
+        Some(std::mem::take(&mut self.since))
+    }
+}
+
 /// `io` as it was, once a client's preface has come.
 async fn preface<IO: AsyncRead + AsyncWrite>(io: IO) -> io::Result<impl AsyncRead + AsyncWrite + Unpin> {
     let (mut from, to) = tokio::io::split(io);
@@ -182,12 +216,19 @@ mod tests {
         for (said, closed) in
             [(&b""[..], true), (b"PRI * HTTP/2.0", true), (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", false)]
         {
-            let mut connections = Connections::new(Routes::default(), 1);
+            let mut connections = Connections::new(Routes::default(), 1, Uploads::new(0, 0));
             let (mut ours, theirs) = tokio::io::duplex(1 << 10);
             connections.add(theirs);
             ours.write_all(said).await.unwrap();
             let ended = tokio::time::timeout(PREFACE_TIMEOUT * 2, connections.closed()).await;
             assert_eq!(ended.is_ok(), closed, "{said:?}");
         }
+    }
+
+    #[test]
+    fn failures_are_logged_at_the_first_and_then_once_in_a_while_with_their_number() {
+        let (start, mut failures) = (Instant::now(), Failures::default());
+        let logged: Vec<_> = (0..500).filter_map(|n| failures.add(start + ACCEPT_PAUSE * n)).collect();
+        assert_eq!(logged, [1, 200, 200]);
     }
 }

@@ -1,11 +1,13 @@
 //! The wire: the only users of tonic and prost. Services, conversions, one table of statuses, streams, connections.
 //!
-//! A request passes `listen` (connections), `call` (deadline, span, log), a service (`generation`, `scoring`, `models`),
+//! A request passes `listen` (connections), `call` (deadline, span, log) and
+//! `upload` (bounds on what is sent), a service (`generation`, `scoring`, `models`),
 //! `convert` (what came) and the engine's handle; its answer passes `stream` or `score_stream`, `answer` (what goes) and
 //! `lease` (who reads it). Errors become statuses in `status` alone.
 
 mod answer;
 mod call;
+mod codec;
 mod convert;
 mod deadline;
 mod generation;
@@ -18,6 +20,7 @@ mod score_stream;
 mod scoring;
 mod status;
 mod stream;
+mod upload;
 
 pub(crate) use health::Health;
 pub(crate) use listen::Connections;
@@ -27,6 +30,7 @@ use tonic::codec::CompressionEncoding::Gzip;
 use tonic::service::Routes;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
+pub(crate) use upload::Uploads;
 
 use self::generation::Generations;
 use self::models::Models;

@@ -11,6 +11,7 @@ use super::proto::stream_score_images_request::Part;
 use super::proto::stream_score_images_response::Event;
 use super::proto::{ScoreItem, ScoringCompleted, ScoringSpec, StreamScoreImagesRequest, StreamScoreImagesResponse};
 use super::scoring::Scoring;
+use super::status::cause;
 use super::{answer, convert};
 use crate::engine::catalogue::Catalogue;
 use crate::engine::{Score, Timing};
@@ -97,8 +98,8 @@ impl ScoreStream {
                 part = self.items.message(), if wants_item => match part {
                     Ok(Some(part)) => self.take(part.part)?,
                     Ok(None) => self.closed = true,
-                    // The client went away, or sent what is no message; nobody will read what we say to it.
-                    Err(broken) => return Err(bad("part", broken.message())),
+                    // Refused on its way in, or no message, or the client is gone.
+                    Err(broken) => return Err(cause(&broken).cloned().unwrap_or_else(|| bad("part", broken.message()))),
                 },
                 // A client that pauses must not hold up a shutdown.
                 Ok(_) = server.wait_for(|draining| *draining), if idle => return Err(Error::Draining),

@@ -99,9 +99,11 @@ impl Scorings {
             .filter_map(|(index, item)| convert::score_item(item, &format!("items[{index}]"), spec, &mut violations));
         let decoded = decoded.collect();
         let images = violations.into_result(decoded)?;
+        // The images may have come in much larger a form than they have now; what waits for its turn is the latter alone.
+        let ids = items.into_iter().map(|item| item.item_id).collect::<Vec<_>>();
         let job = ScoreJob { items: images, per_value: scoring.per_value, class: scoring.scheduling.class };
         let (scores, timing) = scoring.handle.score(job, scoring.deadline(deadline))?.scores().await?;
-        let scores = items.into_iter().zip(scores).map(|(item, score)| answer::score(item.item_id, score, spec));
+        let scores = ids.into_iter().zip(scores).map(|(id, score)| answer::score(id, score, spec));
         Ok(ScoreImagesResponse {
             scores: scores.collect(),
             model_revision: spec.revision.clone(),

@@ -4,6 +4,7 @@
 //! eight kilobytes, so texts are cut and violations beyond a budget are counted instead of listed.
 
 use std::collections::HashMap;
+use std::error::Error as _;
 use std::time::Duration;
 
 use tonic::metadata::MetadataMap;
@@ -23,6 +24,8 @@ const MAX_MESSAGE: usize = 320;
 const MAX_VIOLATION_BYTES: usize = 3 << 10;
 /// When to come back to a server that is going away: by then the client's balancer should know another one.
 const DRAINING_RETRY: Duration = Duration::from_secs(1);
+/// When to send again what found no memory: most messages are whole, and gone from it, long before.
+const UPLOADS_RETRY: Duration = Duration::from_secs(1);
 /// When to ask again for a model that is being loaded.
 const LOADING_RETRY: Duration = Duration::from_secs(2);
 
@@ -62,6 +65,15 @@ fn row(error: &Error) -> Row {
                 ],
             )
         },
+        Error::UploadsFull { requested, free, limit } => Row {
+            retry_after: Some(UPLOADS_RETRY),
+            ..with(
+                Code::ResourceExhausted,
+                "UPLOADS_FULL",
+                vec![("requested", requested.to_string()), ("free", free.to_string()), ("limit", limit.to_string())],
+            )
+        },
+        Error::RequestStalled => row(Code::Aborted, "REQUEST_STALLED"),
         Error::DeadlineExceeded { stage: DeadlineStage::Queue, .. } => row(Code::DeadlineExceeded, "QUEUE_TIMEOUT"),
         Error::DeadlineExceeded { stage: DeadlineStage::MidStream, values } => {
             with(Code::DeadlineExceeded, "DEADLINE_MID_STREAM", vec![("values", values.to_string())])
@@ -94,6 +106,11 @@ pub(super) fn status(error: &Error) -> Status {
         }
     }
     Status::with_error_details_and_metadata(code, cut(&error.to_string(), MAX_MESSAGE), details, trailers)
+}
+
+/// The error that `status` was made of, where one of ours came back through the framework, which wraps it.
+pub(super) fn cause(status: &Status) -> Option<&Error> {
+    std::iter::successors(status.source(), |&error| error.source()).find_map(|error| error.downcast_ref())
 }
 
 /// Puts violations into `details` as far as the budget goes; returns how many are left.
@@ -150,6 +167,8 @@ mod tests {
             (Error::ModelFailed { name, why: why.clone() }, Code::FailedPrecondition, "MODEL_FAILED", false),
             (Error::Unsupported(why.clone()), Code::FailedPrecondition, "UNSUPPORTED", false),
             (full, Code::ResourceExhausted, "QUEUE_FULL", true),
+            (Error::UploadsFull { requested: 3, free: 1, limit: 2 }, Code::ResourceExhausted, "UPLOADS_FULL", true),
+            (Error::RequestStalled, Code::Aborted, "REQUEST_STALLED", false),
             (deadline(DeadlineStage::Queue), Code::DeadlineExceeded, "QUEUE_TIMEOUT", false),
             (deadline(DeadlineStage::MidStream), Code::DeadlineExceeded, "DEADLINE_MID_STREAM", false),
             (Error::ClientTooSlow { values: 3 }, Code::Aborted, "CLIENT_TOO_SLOW", false),

@@ -46,6 +46,7 @@ pub(crate) fn config() -> Config {
         server: Server {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             max_request_bytes: 64 << 10,
+            max_upload_bytes: 1 << 20,
             max_streams_per_connection: 100,
             drain_timeout: Duration::from_secs(20),
         },

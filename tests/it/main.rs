@@ -23,3 +23,4 @@ mod reflection;
 mod refusals;
 mod scoring;
 mod steady;
+mod uploads;
