@@ -84,8 +84,10 @@ pub struct Execution {
     pub precision: Precision,
     /// Whether taking a known prefix in leaves the bits that sampling it would.
     pub absorbs_exactly: bool,
-    /// What a step costs at least; zero where nobody has counted.
+    /// What a step costs at least, in the mean over an image; zero where nobody has counted.
     pub cost: StepCost,
+    /// Bytes of all matrices that steps use, shared by the shards of a model.
+    pub weight_bytes: u64,
 }
 
 /// Everything about a model that requests are checked against; fixed once it is loaded.

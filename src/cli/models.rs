@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::failure::Failure;
 use super::source::Source;
 use super::{client, connect, output};
-use crate::rpc::proto::Model;
+use crate::rpc::proto::{Backend, Model, Precision};
 
 const AFTER_HELP: &str = "\
 Columns: shape is height x width x channels, slots are images that can be in the making at once, memory is what one of
@@ -43,6 +43,8 @@ struct Line<'a> {
     max_running_images: u32,
     device_bytes_per_image: u64,
     held_out_bits_per_dim: Option<f64>,
+    backend: &'static str,
+    precision: &'static str,
 }
 
 impl Models {
@@ -71,6 +73,16 @@ fn json(model: &Model) -> Line<'_> {
         max_running_images: model.max_running_images,
         device_bytes_per_image: model.device_bytes_per_image,
         held_out_bits_per_dim: model.held_out_bits_per_dim,
+        backend: match model.backend() {
+            Backend::Unspecified => "unknown",
+            Backend::Native => "native",
+            Backend::Torch => "torch",
+        },
+        precision: match model.precision() {
+            Precision::Unspecified => "unknown",
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+        },
     }
 }
 

@@ -286,6 +286,13 @@ impl Network {
         self.precision
     }
 
+    /// Bytes of all matrices.
+    #[must_use]
+    pub fn weight_bytes(&self) -> u64 {
+        let programs = (0..self.programs.len()).map(ProgramId);
+        programs.map(|program| self.cost(program, 0.0).weights).sum::<u64>() * self.precision.bytes()
+    }
+
     /// Numbers of the widest register.
     #[must_use]
     pub fn widest(&self) -> u32 {

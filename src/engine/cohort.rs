@@ -11,8 +11,7 @@ const MOST: u32 = 16;
 /// whose state has to come from memory costs more than another in the step saves. `spec` says what both take.
 #[must_use]
 pub fn slots(spec: &ModelSpec, shards: u32, cache: Cache) -> u32 {
-    let weights = spec.execution.cost.weights.saturating_mul(spec.execution.cost.bytes_per_number);
-    let Some(room) = cache.bytes.checked_sub(weights) else { return MOST };
+    let Some(room) = cache.bytes.checked_sub(spec.execution.weight_bytes) else { return MOST };
     let sharing = u64::from(shards.min(cache.cores).max(1));
     let each = spec.bytes_per_slot.saturating_mul(sharing);
     room.checked_div(each).map_or(MOST, |slots| slots.clamp(1, u64::from(MOST)) as u32)
@@ -23,11 +22,10 @@ mod tests {
     use super::*;
     use crate::model::PixelModel;
     use crate::model::scripted::Scripted;
-    use crate::spec::{Execution, StepCost};
+    use crate::spec::Execution;
 
     fn of(weights: u64, bytes_per_slot: u64, shards: u32, cache: u64) -> u32 {
-        let cost = StepCost { weights: weights / 4, bytes_per_number: 4, ..StepCost::default() };
-        let execution = Execution { cost, ..Execution::default() };
+        let execution = Execution { weight_bytes: weights, ..Execution::default() };
         let spec = ModelSpec { bytes_per_slot, execution, ..Scripted::new(1).0.spec().clone() };
         slots(&spec, shards, Cache { bytes: cache, cores: 8 })
     }

@@ -8,7 +8,7 @@ use crate::engine::catalogue::State;
 use crate::engine::{Score, Timing, Usage};
 use crate::image::{Canvas, Order, Shape, codec};
 use crate::job::Reproducibility;
-use crate::spec::ModelSpec;
+use crate::spec::{Backend, ModelSpec, Precision};
 
 /// Characters of a package's own words that a listing repeats: room for every fault that is kept of an honest one, and
 /// little enough that a page of the worst stays below the four mebibytes that clients accept by default.
@@ -126,6 +126,14 @@ pub(super) fn model(name: &str, state: &State, draining: bool) -> proto::Model {
         description: cut(&spec.description, MAX_WORDS),
         order: order(spec.order).into(),
         held_out_bits_per_dim: spec.held_out_bits_per_dim,
+        backend: match spec.execution.backend {
+            Backend::Native => proto::Backend::Native.into(),
+            Backend::Torch => proto::Backend::Torch.into(),
+        },
+        precision: match spec.execution.precision {
+            Precision::F32 => proto::Precision::F32.into(),
+            Precision::Bf16 => proto::Precision::Bf16.into(),
+        },
         ..listed(if draining { proto::ModelState::Draining } else { proto::ModelState::Ready })
     }
 }

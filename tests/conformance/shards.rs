@@ -73,13 +73,16 @@ fn a_shard_has_slots_of_its_own_and_the_same_bits() {
         model.open(slot(0), &CONDITIONS[1]).unwrap();
         shard.open(slot(0), &CONDITIONS[2]).unwrap();
         shard.open(slot(2), &CONDITIONS[1]).unwrap();
+        let mut differs = 0;
         for rank in 0..36 {
             let step =
                 |model: &mut dyn PixelModel, slot| super::bits(&super::step(model, slot, &image, rank..rank + 1)[0]);
             let other = step(&mut *shard, slot(0));
             let [alone, sharded] = [step(&mut *model, slot(0)), step(&mut *shard, slot(2))];
             assert_eq!(alone, sharded, "{} at rank {rank}", package.label);
-            assert_ne!(alone, other, "another class");
+            differs += usize::from(alone != other);
         }
+        // Not at every rank: all features that know of the class may be cut off there.
+        assert!(differs > 18, "{}: another class", package.label);
     }
 }

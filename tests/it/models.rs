@@ -2,7 +2,7 @@
 
 use pixeld::app::{AppError, Source};
 use pixeld::error::Violations;
-use pixeld::rpc::proto::{GetModelRequest, ListModelsRequest, ModelState, Order};
+use pixeld::rpc::proto::{Backend, GetModelRequest, ListModelsRequest, ModelState, Order, Precision};
 use tonic::Code;
 
 use crate::harness::{Daemon, MODEL, config, read, refusal, shape, stream};
@@ -53,6 +53,7 @@ async fn a_model_tells_everything_a_client_needs_to_know() {
         assert_eq!((model_shape.channels, model_shape.levels), (3, 16));
         assert_eq!((model.class_count, model.class_required, model.max_running_images), (2, false, 4));
         assert_eq!((model.architecture.as_str(), model.order()), ("toy", Order::Raster));
+        assert_eq!((model.backend(), model.precision()), (Backend::Native, Precision::F32));
         assert_eq!(model.revision, "0123456789abcdef");
         assert!(model.ready_time.is_some());
     }

@@ -68,6 +68,7 @@ impl ImageTransformer {
             precision: placement.precision,
             absorbs_exactly: decoder.rows_are_invariant(),
             cost: network.cost(program, config.mean_seen()),
+            weight_bytes: network.weight_bytes(),
         };
         Ok(Self {
             scoring: Scoring::new(&network, program, placement.score_images)?,

@@ -116,6 +116,7 @@ impl Raster {
             precision: placement.precision,
             absorbs_exactly: decoder.rows_are_invariant(),
             cost: schedule.cost(network),
+            weight_bytes: network.weight_bytes(),
         };
         let schedule = Arc::new(schedule);
         Ok(Self {
