@@ -57,9 +57,8 @@ impl Live {
         clock: fn() -> Instant,
     ) -> Result<(), NotFinite> {
         let per_step = head.values_per_step(self.canvas.shape()).max(1) as usize;
-        let known = self.canvas.values().get(ranks.start as usize..ranks.end as usize).unwrap_or_default();
-        for (index, &value) in known.iter().enumerate() {
-            self.log_likelihood += head.log_prob(rows.row(index / per_step), value)?;
+        for (index, rank) in ranks.clone().enumerate() {
+            self.log_likelihood += head.log_prob(rows.row(index / per_step), &self.canvas, rank)?;
         }
         if ranks.end >= self.job.prefix.known() {
             self.buffer.milestones.prefilled.get_or_init(clock);
@@ -79,12 +78,12 @@ impl Live {
         for _ in 0..head.values_per_step(self.canvas.shape()) {
             let rank = self.canvas.known();
             if let Some(&value) = self.job.prefix.values().get(rank as usize) {
-                self.log_likelihood += head.log_prob(row, value)?;
                 self.canvas.push(value);
+                self.log_likelihood += head.log_prob(row, &self.canvas, rank)?;
                 continue;
             }
             let u = noise::uniform(self.job.seed, self.job.first_image + self.key.index, rank);
-            let drawn = head.draw(row, &self.job.tuning, u)?;
+            let drawn = head.draw(row, &self.canvas, &self.job.tuning, u)?;
             self.log_likelihood += drawn.log_prob;
             self.canvas.push(drawn.value);
             if let Some(image) = self.buffer.images.get(self.key.index as usize) {

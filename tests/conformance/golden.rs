@@ -90,7 +90,7 @@ fn every_log_probability_is_that_of_the_reference() {
             for (image, (canvas, expected)) in canvases.iter().zip(&golden.log_probs).enumerate() {
                 for rank in from..reached {
                     let row = out.row(image * slice + (rank - from) as usize);
-                    let log_prob = spec.head.log_prob(row, canvas.values()[rank as usize]).unwrap();
+                    let log_prob = spec.head.log_prob(row, canvas, rank).unwrap();
                     let expected = expected[spec.order.position(spec.shape, rank).raster(spec.shape) as usize];
                     let label = format!("{}: image {image} rank {rank}", folder.display());
                     assert!((log_prob - expected).abs() <= 1e-4, "{label}: {log_prob} against {expected}");
@@ -116,7 +116,7 @@ fn every_seed_samples_what_the_reference_samples() {
             while !canvas.is_complete() {
                 model.step(&[StepRow { slot, canvas: &canvas }], &mut out).unwrap();
                 let u = noise::uniform(sample.seed, sample.image, canvas.known());
-                let drawn = spec.head.draw(out.row(0), &tuning, u).unwrap();
+                let drawn = spec.head.draw(out.row(0), &canvas, &tuning, u).unwrap();
                 canvas.push(drawn.value);
                 log_likelihood += drawn.log_prob;
             }

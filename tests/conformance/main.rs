@@ -80,7 +80,7 @@ fn step(model: &mut dyn PixelModel, slot: Slot, image: &Canvas, ranks: Range<Ran
 }
 
 fn log_prob(model: &dyn PixelModel, row: &[f32], image: &Canvas, rank: usize) -> f64 {
-    model.spec().head.log_prob(row, image.values()[rank]).unwrap()
+    model.spec().head.log_prob(row, image, rank as Rank).unwrap()
 }
 
 fn assert_close(
@@ -160,7 +160,8 @@ fn a_prefix_replayed_by_steps_leaves_the_bits_that_sampling_it_left() {
         while !canvas.is_complete() {
             model.step(&[StepRow { slot: Slot(0), canvas: &canvas }], &mut out).unwrap();
             let u = noise::uniform(4, 0, canvas.known());
-            canvas.push(spec.head.draw(out.row(0), &Tuning::default(), u).unwrap().value);
+            let drawn = spec.head.draw(out.row(0), &canvas, &Tuning::default(), u).unwrap();
+            canvas.push(drawn.value);
             sampled.push(out.row(0).to_vec());
         }
         model.open(Slot(5), &CONDITIONS[2]).unwrap();

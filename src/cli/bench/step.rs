@@ -155,7 +155,7 @@ impl Flags {
             for (canvas, index) in canvases.iter_mut().zip(0..) {
                 for _ in 0..spec.values_per_step() {
                     let u = noise::uniform(7, index, canvas.known());
-                    let drawn = spec.head.draw(out.row(index as usize), &Tuning::default(), u);
+                    let drawn = spec.head.draw(out.row(index as usize), canvas, &Tuning::default(), u);
                     canvas.push(drawn.map_err(|error| error.to_string())?.value);
                 }
             }

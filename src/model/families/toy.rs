@@ -157,7 +157,7 @@ mod tests {
         let row = ScoreRow { canvas: &canvas, condition: Condition { class } };
         assert_eq!(toy.score(&[row], 0, 1000, &mut out).unwrap(), 3);
         let head = toy.spec.head;
-        values.iter().enumerate().map(|(rank, &value)| head.log_prob(out.row(rank), value).unwrap()).sum()
+        (0..3).map(|rank| head.log_prob(out.row(rank as usize), &canvas, rank).unwrap()).sum()
     }
 
     #[test]
