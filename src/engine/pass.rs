@@ -117,7 +117,7 @@ impl Pass {
 impl Member {
     fn row(&self) -> Option<ScoreRow<'_>> {
         let (canvas, condition) = self.job.items.get(self.key.index as usize)?;
-        Some(ScoreRow { canvas, condition: *condition })
+        Some(ScoreRow { canvas, condition })
     }
 
     fn add(&mut self, place: usize, from: Rank, reached: Rank, rows: &ParamRows, head: Head) -> Result<(), NotFinite> {

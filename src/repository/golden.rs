@@ -41,7 +41,8 @@ pub(super) fn check(model: &mut dyn PixelModel, golden: &Golden) -> Result<(), V
 fn score(model: &mut dyn PixelModel, known: &GoldenScore) -> Result<f64, String> {
     let spec = model.spec().clone();
     let canvas = Canvas::from_raster(spec.shape, spec.order, &known.values).ok_or("the values do not fit the shape")?;
-    let row = ScoreRow { canvas: &canvas, condition: Condition { class: known.class } };
+    let condition = Condition { class: known.class, low: known.low.clone() };
+    let row = ScoreRow { canvas: &canvas, condition: &condition };
     let mut out = ParamRows::new(spec.head.width(spec.shape));
     let (mut nats, mut from) = (0.0, 0);
     while from < spec.shape.values() {
@@ -66,7 +67,7 @@ fn sample(model: &mut dyn PixelModel, known: &GoldenSample) -> Result<u32, Strin
     let slot = Slot(0);
     let mut canvas = Canvas::empty(spec.shape);
     let mut out = ParamRows::new(spec.head.width(spec.shape));
-    model.open(slot, &Condition { class: known.class }).map_err(describe)?;
+    model.open(slot, &Condition { class: known.class, low: known.low.clone() }).map_err(describe)?;
     while !canvas.is_complete() {
         model.step(&[StepRow { slot, canvas: &canvas }], &mut out).map_err(describe)?;
         for _ in 0..spec.values_per_step() {

@@ -135,7 +135,7 @@ impl Flags {
 
     fn steps(&self, model: &mut dyn PixelModel, batch: u32, start: &Barrier) -> Result<Vec<Duration>, String> {
         let spec = model.spec().clone();
-        let condition = Condition { class: spec.condition.class_required.then_some(0) };
+        let condition = Condition::least(&spec.condition);
         let end = spec.shape.values();
         let first = self.from_rank.min(end.saturating_sub(self.steps)) / spec.values_per_step().max(1)
             * spec.values_per_step().max(1);
