@@ -153,9 +153,8 @@ impl Conditional {
     fn inverse_cdf(&self, u: f64) -> u32 {
         let weight = |component: &Component| component.ln_weight.exp();
         let cumulative = |value: u32| -> f64 {
-            let below = |component: &Component| {
-                weight(component) / (1.0 + (-component.upper_edge(value, self.levels)).exp())
-            };
+            let below =
+                |component: &Component| weight(component) / (1.0 + (-component.upper_edge(value, self.levels)).exp());
             self.components().map(below).sum()
         };
         let threshold = u * self.components().map(weight).sum::<f64>();
