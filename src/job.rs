@@ -63,6 +63,8 @@ pub struct SampleRequest {
     pub first_image_index: u32,
     /// Class label.
     pub class_label: Option<u32>,
+    /// Values of the low-resolution image in raster order.
+    pub low_resolution: Option<Vec<u16>>,
     /// Known first values in raw form, in the model's order; kept verbatim in every image.
     pub prefix: Vec<u8>,
     /// See [`Tuning::new`].
@@ -131,7 +133,7 @@ impl SampleJob {
                 format!("must be at most {highest} for {images} images, got {}", request.first_image_index),
             );
         }
-        let condition = check_condition(request.class_label, &spec.condition, &mut violations);
+        let condition = check_condition(request.class_label, request.low_resolution, &spec.condition, &mut violations);
         let prefix = check_prefix(&request.prefix, spec, &mut violations);
         let tuning = Tuning::new(request.temperature, request.top_k, request.top_p).unwrap_or_else(|found| {
             violations.add_within("sampling", found);
@@ -164,9 +166,16 @@ pub struct ScoreJob {
     pub class: Class,
 }
 
-/// Checks a class label against what the model takes, under `conditioning.class_label`.
-pub fn check_condition(class: Option<u32>, spec: &ConditionSpec, violations: &mut Violations) -> Condition {
+/// Checks a class label and the values of a low-resolution image against what the model takes, under
+/// `conditioning.class_label` and `conditioning.low_resolution`.
+pub fn check_condition(
+    class: Option<u32>,
+    low: Option<Vec<u16>>,
+    spec: &ConditionSpec,
+    violations: &mut Violations,
+) -> Condition {
     const FIELD: &str = "conditioning.class_label";
+    const LOW: &str = "conditioning.low_resolution";
     match class {
         Some(label) if spec.classes == 0 => {
             violations.add(FIELD, format!("the model takes no class label, got {label}"))
@@ -179,7 +188,21 @@ pub fn check_condition(class: Option<u32>, spec: &ConditionSpec, violations: &mu
         }
         _ => {}
     }
-    Condition { class }
+    match (&low, spec.low) {
+        (Some(_), None) => violations.add(LOW, "the model takes no low-resolution image"),
+        (None, Some(shape)) => {
+            let (height, width) = (shape.height(), shape.width());
+            violations.add(LOW, format!("the model needs a low-resolution image of {height} x {width}"));
+        }
+        (Some(values), Some(shape)) => {
+            let (wanted, levels) = (shape.values(), shape.levels());
+            if values.len() != wanted as usize || values.iter().any(|&value| u32::from(value) >= levels) {
+                violations.add(LOW, format!("must be {wanted} values of 0..={}, got {}", levels - 1, values.len()));
+            }
+        }
+        (None, None) => {}
+    }
+    Condition { class, low: low.map(Into::into) }
 }
 
 fn check_prefix(raw: &[u8], spec: &ModelSpec, violations: &mut Violations) -> Canvas {

@@ -10,6 +10,8 @@ pub struct ConditionSpec {
     pub classes: u32,
     /// Whether a request must name a class.
     pub class_required: bool,
+    /// Shape of the low-resolution image that every request must bring; `None`: the model takes none.
+    pub low: Option<Shape>,
 }
 
 /// What computes a model's steps.

@@ -1,7 +1,7 @@
 //! Puts the images of one generation stream together, and believes nothing: gaps, values out of range and checksums
 //! that differ end the command.
 
-use crate::image::{Canvas, Order, Shape, codec};
+use crate::image::{Blocks, Canvas, Order, Shape, codec};
 use crate::rpc::proto::{self, GenerationCompleted, GenerationStarted, ValueRun};
 
 /// One finished image.
@@ -28,10 +28,7 @@ impl Assembly {
     /// Empty images, as many as `started` promises and at most `most`.
     pub(super) fn new(started: GenerationStarted, most: u32) -> Result<Self, String> {
         let shape = shape(started.shape.as_ref())?;
-        let order = match started.order() {
-            proto::Order::Raster => Order::Raster,
-            proto::Order::Unspecified => return Err("it told no order of generation that this client knows".to_owned()),
-        };
+        let order = order(&started, shape)?;
         if started.image_count != most {
             return Err(format!("it promised {} images, {most} were asked for", started.image_count));
         }
@@ -77,6 +74,18 @@ impl Assembly {
     }
 }
 
+/// The order of generation that `started` tells.
+fn order(started: &GenerationStarted, shape: Shape) -> Result<Order, String> {
+    match (started.order(), started.blocks) {
+        (proto::Order::Raster, None) => Ok(Order::Raster),
+        (proto::Order::BlockRaster, Some(proto::Blocks { height, width })) => {
+            let blocks = Blocks::new(shape, height, width).map_err(|violations| violations.to_string())?;
+            Ok(Order::BlockRaster(blocks))
+        }
+        _ => Err("it told no order of generation that this client knows".to_owned()),
+    }
+}
+
 /// A shape from the wire, checked like any other.
 pub(super) fn shape(told: Option<&proto::ImageShape>) -> Result<Shape, String> {
     let told = told.ok_or("it told no shape")?;
@@ -113,6 +122,29 @@ mod tests {
         let finished = assembly.finish(&completed).unwrap();
         assert_eq!(finished[0].raster, [2, 3]);
         assert_eq!((finished[1].raster.as_slice(), finished[1].log_likelihood), ([1, 299].as_slice(), -2.0));
+    }
+
+    #[test]
+    fn values_are_put_where_the_order_of_blocks_has_them() {
+        let started = |height, width| GenerationStarted {
+            shape: Some(proto::ImageShape { height: 2, width: 2, channels: 1, levels: 9 }),
+            order: proto::Order::BlockRaster.into(),
+            blocks: Some(proto::Blocks { height, width }),
+            image_count: 1,
+            ..GenerationStarted::default()
+        };
+        let mut assembly = Assembly::new(started(2, 1), 1).unwrap();
+        assembly.add(&run(0, 0, &[1, 2, 3, 4])).unwrap();
+        let completed = GenerationCompleted {
+            crc32c: vec![crc32c::crc32c(&[1, 2, 3, 4])],
+            log_likelihoods: vec![0.0],
+            ..GenerationCompleted::default()
+        };
+        assert_eq!(assembly.finish(&completed).unwrap()[0].raster, [1, 3, 2, 4]);
+        for (height, width) in [(0, 0), (3, 1), (1, 3), (u32::MAX, u32::MAX)] {
+            assert!(Assembly::new(started(height, width), 1).is_err(), "blocks of {height} x {width}");
+        }
+        assert!(Assembly::new(GenerationStarted { blocks: None, ..started(1, 1) }, 1).is_err(), "blocks not told");
     }
 
     #[test]

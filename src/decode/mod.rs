@@ -33,7 +33,8 @@ pub trait Decoder: Send + fmt::Debug {
     /// Evaluates `rows` with `program`; row i of its output goes to the i-th part of `out`, which has room for all.
     ///
     /// Rows of one slot follow each other. Where the program looks at rings, they do so in the order of their ranks, and
-    /// each sees what those before it wrote.
+    /// each sees what those before it wrote. A program that looks at all of a ring it stores to takes all rows of an image
+    /// at once.
     ///
     /// # Errors
     /// A row names what is not there, or the device failed.

@@ -11,6 +11,7 @@ use super::live::Live;
 use super::pass::{Pass, ScoreReply};
 use super::shared::Shard;
 use crate::error::Error;
+use crate::image::Rank;
 use crate::job::{Reproducibility, SampleJob, ScoreJob};
 use crate::model::{ParamRows, PixelModel};
 use crate::sched::{Advance, Config, ImageKey, JobId, Plan, Scheduler, Transition, Work};
@@ -103,7 +104,7 @@ impl Core {
             Command::Sample { promise, .. } if promise.is_over() => return promise.fail(Error::Cancelled),
             Command::Score { reply, .. } if reply.is_over() => return reply.fail(Error::Cancelled),
             Command::Sample { id, job, images, promise } => {
-                let (prefix, class) = (job.prefix.known(), job.class);
+                let (prefix, class) = (self.whole_steps(&job), job.class);
                 let replay = self.replays(&job);
                 self.jobs.insert(id, Job::Sample { job, promise });
                 self.scheduler.submit(id, images, Work::Sample { prefix, replay }, class);
@@ -117,6 +118,12 @@ impl Core {
         }
         self.shard.gauges.resumed((self.clock)());
         self.publish();
+    }
+
+    /// Known values that make whole steps. What is known of the next one is taken from the prefix when the step is drawn.
+    pub(super) fn whole_steps(&self, job: &SampleJob) -> Rank {
+        let known = job.prefix.known();
+        known - known % self.spec.values_per_step().max(1)
     }
 
     /// Whether a known prefix goes through the step, since only that leaves the bits that sampling it would.

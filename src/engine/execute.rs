@@ -23,7 +23,7 @@ impl Core {
     pub(super) fn warm_up(&mut self) -> Result<(), ModelError> {
         let shape = self.spec.shape;
         let known = self.spec.values_per_step().min(shape.values());
-        let condition = Condition { class: self.spec.condition.class_required.then_some(0) };
+        let condition = Condition::least(&self.spec.condition);
         let zeros = |count: u32| Canvas::with_prefix(shape, vec![0; count as usize]).unwrap_or(Canvas::empty(shape));
         let (start, taken, whole) = (zeros(0), zeros(known), zeros(shape.values()));
         for images in [1, self.spec.slots] {
@@ -37,7 +37,7 @@ impl Core {
         self.model.absorb(Slot(0), &taken, 0..known, &mut self.rows)?;
         self.model.close(Slot(0))?;
         for images in [1, SCORE_IMAGES] {
-            let pass = vec![ScoreRow { canvas: &whole, condition }; images as usize];
+            let pass = vec![ScoreRow { canvas: &whole, condition: &condition }; images as usize];
             self.model.score(&pass, 0, SLICE_ROWS, &mut self.rows)?;
         }
         Ok(())
@@ -85,14 +85,14 @@ impl Core {
         // Its job may have failed with another image, earlier in this very plan.
         let Some(Job::Sample { job, promise }) = self.jobs.get(&image.job) else { return Ok(()) };
         let (job, buffer) = (Arc::clone(job), promise.buffer());
-        let replay = self.replays(&job);
+        let known = if self.replays(&job) { 0 } else { self.whole_steps(&job) };
         buffer.milestones.admitted.get_or_init(|| now);
         if job.prefix.known() == 0 {
             buffer.milestones.prefilled.get_or_init(|| now);
         }
-        let condition = job.condition;
+        let condition = job.condition.clone();
         if let Some(place) = self.places.get_mut(slot.0 as usize) {
-            *place = Some(Live::new(image, job, buffer, replay));
+            *place = Some(Live::new(image, job, buffer, known));
         }
         let opened = self.model.open(slot, &condition);
         self.settle(opened, &[image], outcome)

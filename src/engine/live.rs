@@ -36,14 +36,12 @@ pub(super) struct Live {
 }
 
 impl Live {
-    /// An image that starts with its prefix known, or, in a replay, with nothing: the step then leads through the prefix.
-    pub(super) fn new(key: ImageKey, job: Arc<SampleJob>, buffer: Arc<SampleBuffer>, replay: bool) -> Self {
+    /// An image that starts with `known` values of its prefix; the step leads through the rest of it.
+    pub(super) fn new(key: ImageKey, job: Arc<SampleJob>, buffer: Arc<SampleBuffer>, known: Rank) -> Self {
         let shape = job.prefix.shape();
         // Not a clone of the prefix: this one has room for the whole image, so no step allocates.
         let mut canvas = Canvas::empty(shape);
-        if !replay {
-            job.prefix.values().iter().for_each(|&value| _ = canvas.push(value));
-        }
+        job.prefix.values().iter().take(known as usize).for_each(|&value| _ = canvas.push(value));
         let unit = unit(job.granularity, shape);
         Self { key, canvas, job, buffer, log_likelihood: 0.0, unit, news: false }
     }
@@ -57,9 +55,8 @@ impl Live {
         clock: fn() -> Instant,
     ) -> Result<(), NotFinite> {
         let per_step = head.values_per_step(self.canvas.shape()).max(1) as usize;
-        let known = self.canvas.values().get(ranks.start as usize..ranks.end as usize).unwrap_or_default();
-        for (index, &value) in known.iter().enumerate() {
-            self.log_likelihood += head.log_prob(rows.row(index / per_step), value)?;
+        for (index, rank) in ranks.clone().enumerate() {
+            self.log_likelihood += head.log_prob(rows.row(index / per_step), &self.canvas, rank)?;
         }
         if ranks.end >= self.job.prefix.known() {
             self.buffer.milestones.prefilled.get_or_init(clock);
@@ -67,7 +64,7 @@ impl Live {
         Ok(())
     }
 
-    /// Draws the values that `row` predicts, or, in a replay, takes them from the prefix. `batch`: images in the step.
+    /// Draws the values that `row` predicts, or takes them from the prefix as far as that goes. `batch`: images in the step.
     pub(super) fn advance(
         &mut self,
         row: &[f32],
@@ -79,12 +76,12 @@ impl Live {
         for _ in 0..head.values_per_step(self.canvas.shape()) {
             let rank = self.canvas.known();
             if let Some(&value) = self.job.prefix.values().get(rank as usize) {
-                self.log_likelihood += head.log_prob(row, value)?;
                 self.canvas.push(value);
+                self.log_likelihood += head.log_prob(row, &self.canvas, rank)?;
                 continue;
             }
             let u = noise::uniform(self.job.seed, self.job.first_image + self.key.index, rank);
-            let drawn = head.draw(row, &self.job.tuning, u)?;
+            let drawn = head.draw(row, &self.canvas, &self.job.tuning, u)?;
             self.log_likelihood += drawn.log_prob;
             self.canvas.push(drawn.value);
             if let Some(image) = self.buffer.images.get(self.key.index as usize) {

@@ -165,16 +165,16 @@ impl Pass {
 impl Member {
     fn row(&self) -> Option<ScoreRow<'_>> {
         let (canvas, condition) = self.job.items.get(self.key.index as usize)?;
-        Some(ScoreRow { canvas, condition: *condition })
+        Some(ScoreRow { canvas, condition })
     }
 
     fn add(&mut self, place: usize, from: Rank, reached: Rank, rows: &ParamRows, head: Head) -> Result<(), NotFinite> {
         let Some((canvas, _)) = self.job.items.get(self.key.index as usize) else { return Ok(()) };
         let per_step = head.values_per_step(canvas.shape()).max(1) as usize;
-        let values = canvas.values().get(from as usize..reached as usize).unwrap_or_default();
-        let first = place * values.len() / per_step;
-        for (index, &value) in values.iter().enumerate() {
-            let log_prob = head.log_prob(rows.row(first + index / per_step), value)?;
+        let ranks = (from..reached.min(canvas.known())).enumerate();
+        let first = place * ranks.len() / per_step;
+        for (index, rank) in ranks {
+            let log_prob = head.log_prob(rows.row(first + index / per_step), canvas, rank)?;
             self.score.log_likelihood += log_prob;
             if let Some(log_probs) = &mut self.score.log_probs {
                 log_probs.push(log_prob as f32);

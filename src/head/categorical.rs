@@ -1,6 +1,6 @@
 //! The categorical law: a softmax over the levels of one value.
 
-use super::{Draw, NotFinite, Tuning};
+use super::{Draw, NotFinite, Tuning, table};
 
 /// Largest logit, once every logit is known to be finite.
 fn largest(row: &[f32]) -> Result<f64, NotFinite> {
@@ -23,9 +23,7 @@ pub(super) fn draw(row: &[f32], tuning: &Tuning, u: f64) -> Result<Draw, NotFini
     let mut weights: Vec<f64> = row.iter().map(|&logit| (f64::from(logit) - max).exp()).collect();
     let ln_total = weights.iter().sum::<f64>().ln();
     let value = if tuning.temperature() == 0.0 {
-        let likeliest =
-            |best: (usize, f32), (value, &logit): (usize, &f32)| if logit > best.1 { (value, logit) } else { best };
-        row.iter().enumerate().fold((0, f32::NEG_INFINITY), likeliest).0
+        table::likeliest(row.iter().map(|&logit| f64::from(logit)))
     } else {
         if tuning.temperature() != 1.0 {
             let temperature = f64::from(tuning.temperature());
@@ -33,51 +31,10 @@ pub(super) fn draw(row: &[f32], tuning: &Tuning, u: f64) -> Result<Draw, NotFini
                 *weight = ((f64::from(logit) - max) / temperature).exp();
             }
         }
-        if tuning.truncates() {
-            truncate(&mut weights, tuning);
-        }
-        inverse_cdf(&weights, u)
+        table::draw(&mut weights, tuning, u)
     };
     let log_prob = row.get(value).map_or(f64::NEG_INFINITY, |&logit| f64::from(logit) - max - ln_total);
     Ok(Draw { value: value as u16, log_prob })
-}
-
-/// The first value whose cumulative weight exceeds u times the total; the last one with weight if rounding leaves none.
-fn inverse_cdf(weights: &[f64], u: f64) -> usize {
-    let threshold = u * weights.iter().sum::<f64>();
-    let (mut cumulative, mut last) = (0.0, 0);
-    for (value, &weight) in weights.iter().enumerate() {
-        cumulative += weight;
-        if weight > 0.0 {
-            last = value;
-            if cumulative > threshold {
-                break;
-            }
-        }
-    }
-    last
-}
-
-/// Sets to zero the weight of every value that `top_k` or `top_p` cuts off.
-fn truncate(weights: &mut [f64], tuning: &Tuning) {
-    let mut likeliest: Vec<(usize, f64)> = weights.iter().copied().enumerate().collect();
-    likeliest.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-    let mut keep = if tuning.top_k() == 0 { likeliest.len() } else { likeliest.len().min(tuning.top_k() as usize) };
-    if tuning.top_p() < 1.0 {
-        let kept = || likeliest.iter().take(keep).map(|&(_, weight)| weight);
-        let wanted = f64::from(tuning.top_p()) * kept().sum::<f64>();
-        let mut mass = 0.0;
-        let below = kept().take_while(|weight| {
-            mass += weight;
-            mass < wanted
-        });
-        keep = keep.min(below.count() + 1);
-    }
-    for &(value, _) in likeliest.iter().skip(keep) {
-        if let Some(weight) = weights.get_mut(value) {
-            *weight = 0.0;
-        }
-    }
 }
 
 #[cfg(test)]

@@ -3,17 +3,29 @@
 //! One type gives both, so that sampling and scoring cannot drift apart. All arithmetic is in `f64` and in a fixed order.
 
 mod categorical;
+mod layout;
+mod mixture;
+mod table;
 mod tuning;
 
+pub use layout::Layout;
+pub use mixture::MAX_COMPONENTS;
 pub use tuning::{MAX_TEMPERATURE, Tuning};
 
-use crate::image::Shape;
+use crate::image::{Canvas, Rank, Shape};
 
 /// How a row of network outputs is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Head {
     /// One logit for each level of one value; softmax (Image Transformer 3.1, PixelRNN 2.2).
     Categorical,
+    /// Components of one mixture of discretised logistics over all channels of a pixel (PixelCNN++ 2.1 and 2.2), which it
+    /// gives one channel at a time. A row holds the K logits, then for each channel K means, for each channel K
+    /// log-scales, and for each channel and each before it K coefficients.
+    LogisticMixture {
+        /// K, 1..=[`MAX_COMPONENTS`].
+        components: u32,
+    },
 }
 
 /// A drawn value.
@@ -36,34 +48,53 @@ impl Head {
     pub fn width(self, shape: Shape) -> usize {
         match self {
             Head::Categorical => shape.levels() as usize,
+            Head::LogisticMixture { components } => mixture::width(components, shape.channels()),
         }
     }
 
     /// How many values, consecutive in rank, one row decides.
     #[must_use]
-    pub fn values_per_step(self, _shape: Shape) -> u32 {
+    pub fn values_per_step(self, shape: Shape) -> u32 {
         match self {
             Head::Categorical => 1,
+            Head::LogisticMixture { .. } => shape.channels(),
         }
     }
 
-    /// Draws the value for the uniform number `u` by inverse CDF, levels ascending.
+    /// Draws the next value of `canvas` for the uniform number `u` by inverse CDF, levels ascending. `row` is the one that
+    /// decides it; the values that the same row has decided already are part of its law.
     ///
     /// # Errors
-    /// [`NotFinite`] if a parameter is NaN or infinite.
-    pub fn draw(self, row: &[f32], tuning: &Tuning, u: f64) -> Result<Draw, NotFinite> {
+    /// [`NotFinite`] if a parameter is NaN or infinite, or the row has another length.
+    pub fn draw(self, row: &[f32], canvas: &Canvas, tuning: &Tuning, u: f64) -> Result<Draw, NotFinite> {
         match self {
             Head::Categorical => categorical::draw(row, tuning, u),
+            Head::LogisticMixture { components } => {
+                let (shape, earlier) = (canvas.shape(), self.earlier(canvas, canvas.known()));
+                mixture::draw(row, components, shape, earlier, tuning, u)
+            }
         }
     }
 
-    /// Natural log of the probability of `value` under the model.
+    /// Natural log of the probability that `row`, which decides the value at `rank`, gives the value that `canvas` holds
+    /// there.
     ///
     /// # Errors
-    /// [`NotFinite`] if a parameter is NaN or infinite, or `value` is beyond the row.
-    pub fn log_prob(self, row: &[f32], value: u16) -> Result<f64, NotFinite> {
+    /// [`NotFinite`] if a parameter is NaN or infinite, or the row has another length; also if `canvas` holds no value
+    /// there.
+    pub fn log_prob(self, row: &[f32], canvas: &Canvas, rank: Rank) -> Result<f64, NotFinite> {
+        let value = *canvas.values().get(rank as usize).ok_or(NotFinite)?;
         match self {
             Head::Categorical => categorical::log_prob(row, value),
+            Head::LogisticMixture { components } => {
+                mixture::log_prob(row, components, canvas.shape(), self.earlier(canvas, rank), value)
+            }
         }
+    }
+
+    /// The values that the row of `rank` decides before that one.
+    fn earlier(self, canvas: &Canvas, rank: Rank) -> &[u16] {
+        let first = rank - rank % self.values_per_step(canvas.shape()).max(1);
+        canvas.values().get(first as usize..rank as usize).unwrap_or_default()
     }
 }

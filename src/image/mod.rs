@@ -6,5 +6,5 @@ mod order;
 mod shape;
 
 pub use canvas::Canvas;
-pub use order::{Order, Position, Rank};
+pub use order::{Blocks, Order, Position, Rank};
 pub use shape::{MAX_LEVELS, MAX_VALUES, Shape};

@@ -18,9 +18,14 @@ impl<'v> Fields<'v> {
         Self { path: path.into(), table, violations }
     }
 
+    /// Whether there is anything at `key`.
+    pub(crate) fn has(&self, key: &str) -> bool {
+        self.table.contains_key(key)
+    }
+
     /// The value at `key`; absence and a wrong type are faults.
     pub(crate) fn required<T: DeserializeOwned>(&mut self, key: &str) -> Option<T> {
-        if !self.table.contains_key(key) {
+        if !self.has(key) {
             self.refuse(key, "is required");
         }
         self.optional(key)
@@ -73,7 +78,7 @@ impl<'v> Fields<'v> {
         key: &str,
         read: impl FnOnce(&mut Fields<'_>) -> Option<T>,
     ) -> Option<T> {
-        if !self.table.contains_key(key) {
+        if !self.has(key) {
             self.refuse(key, "is required");
         }
         self.table(key, read)

@@ -1,5 +1,7 @@
 //! `model.toml`: what a package says about itself, read and checked; a `Manifest` that exists is consistent.
 
+use std::sync::Arc;
+
 use sha2::{Digest, Sha256};
 use toml::Table;
 
@@ -7,13 +9,15 @@ use super::fields::Fields;
 use super::registry::Placement;
 use super::weights::WeightsFormat;
 use crate::error::Violations;
-use crate::head::Head;
-use crate::image::{Order, Shape};
+use crate::head::{Head, Layout, MAX_COMPONENTS};
+use crate::image::{Blocks, MAX_VALUES, Order, Shape};
 use crate::spec::{ConditionSpec, Execution, ModelSpec};
 
 /// Version of the manifest's format that is read here.
 pub const FORMAT: u32 = 1;
 const MAX_NAME: usize = 64;
+/// Parameters of a row at most: as many as a categorical head can have.
+const MAX_PARAMETERS: usize = 1 << 16;
 
 /// A parsed and checked manifest. The family's own table is checked by the family.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,8 +34,12 @@ pub struct Manifest {
     pub shape: Shape,
     /// Order of generation.
     pub order: Order,
+    /// Values that a unit of widths along a row of blocks counts: 1, or the channels of a pixel.
+    pub width_unit: u32,
     /// Output law.
     pub head: Head,
+    /// Order in which the weights file holds the parameters of a mixture.
+    pub layout: Layout,
     /// Conditioning.
     pub condition: ConditionSpec,
     /// The family's own table.
@@ -95,12 +103,14 @@ pub struct GoldenScore {
     pub values: Vec<u16>,
     /// Its class.
     pub class: Option<u32>,
+    /// Its low-resolution image, values in raster order.
+    pub low: Option<Arc<[u16]>>,
     /// Its total negative log-likelihood.
     pub nats: f64,
 }
 
 /// A seed of known outcome, at temperature 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GoldenSample {
     /// Seed of the noise.
     pub seed: u64,
@@ -108,6 +118,8 @@ pub struct GoldenSample {
     pub image: u32,
     /// Its class.
     pub class: Option<u32>,
+    /// Its low-resolution image, values in raster order.
+    pub low: Option<Arc<[u16]>>,
     /// CRC-32C over the raw values in raster order.
     pub crc32c: u32,
 }
@@ -180,20 +192,21 @@ fn read(fields: &mut Fields<'_>) -> Option<Manifest> {
     let family = fields.required("family");
     let description = fields.optional("description").unwrap_or_default();
     let image = fields.required_table("image", image);
-    let head = fields.required_table("head", |head| head.word("kind", &[("categorical", Head::Categorical)]));
-    let condition = fields.table("condition", condition);
+    let shape = image.map(|(shape, ..)| shape);
+    let head = fields.required_table("head", |fields| head(fields, shape));
+    let condition = fields.table("condition", |fields| condition(fields, shape));
     let architecture = fields.required("architecture");
     let weights = fields.table("weights", weights);
     let data = fields.table("data", data).unwrap_or_default();
     let training = fields.table("training", training).unwrap_or_default();
     let results = fields.table("results", results).unwrap_or_default();
     let condition = condition.unwrap_or_default();
-    let golden = fields.table("golden", |fields| match image {
-        Some((shape, _)) => Some(golden(fields, shape, condition)),
+    let golden = fields.table("golden", |fields| match shape {
+        Some(shape) => Some(golden(fields, shape, condition)),
         // Nothing to check the answers against.
         None => fields.rest().is_empty().then(Golden::default),
     });
-    let (shape, order) = image?;
+    let ((shape, order, width_unit), (head, layout)) = (image?, head?);
     Some(Manifest {
         name: name?,
         revision: String::new(),
@@ -201,7 +214,9 @@ fn read(fields: &mut Fields<'_>) -> Option<Manifest> {
         description,
         shape,
         order,
-        head: head?,
+        width_unit,
+        head,
+        layout,
         condition,
         architecture: architecture?,
         weights,
@@ -235,12 +250,27 @@ pub fn check_name(name: &str) -> Result<(), String> {
     Err(format!("must be 1 to {MAX_NAME} of a-z 0-9 . _ - and not begin with a dot, got {name:?}"))
 }
 
-fn image(fields: &mut Fields<'_>) -> Option<(Shape, Order)> {
+/// The shape, the order, and the unit of widths.
+fn image(fields: &mut Fields<'_>) -> Option<(Shape, Order, u32)> {
     let sizes = ["height", "width", "channels", "levels"].map(|key| fields.required::<u32>(key));
-    let order = fields.word("order", &[("raster", Order::Raster)]);
+    let in_blocks = fields.word("order", &[("raster", false), ("block_raster", true)]);
+    let block = (in_blocks == Some(true)).then(|| {
+        let sizes = ["block_height", "block_width"].map(|key| fields.number(key, 1..=MAX_VALUES));
+        (sizes, fields.word("block_unit", &[("values", false), ("pixels", true)]))
+    });
     let [height, width, channels, levels] = sizes;
-    match Shape::new(height?, width?, channels?, levels?) {
-        Ok(shape) => Some((shape, order?)),
+    let shape = match Shape::new(height?, width?, channels?, levels?) {
+        Ok(shape) => shape,
+        Err(violations) => {
+            fields.refuse_all(violations);
+            return None;
+        }
+    };
+    in_blocks?;
+    let Some(([height, width], in_pixels)) = block else { return Some((shape, Order::Raster, 1)) };
+    let unit = if in_pixels? { shape.channels() } else { 1 };
+    match Blocks::new(shape, height?, width?.saturating_mul(unit)) {
+        Ok(blocks) => Some((shape, Order::BlockRaster(blocks), unit)),
         Err(violations) => {
             fields.refuse_all(violations);
             None
@@ -248,10 +278,46 @@ fn image(fields: &mut Fields<'_>) -> Option<(Shape, Order)> {
     }
 }
 
-fn condition(fields: &mut Fields<'_>) -> Option<ConditionSpec> {
-    let classes = fields.number("classes", 1..=u32::MAX);
-    let class_required = fields.optional("required").unwrap_or(false);
-    Some(ConditionSpec { classes: classes?, class_required })
+fn head(fields: &mut Fields<'_>, shape: Option<Shape>) -> Option<(Head, Layout)> {
+    if !fields.word("kind", &[("categorical", false), ("logistic_mixture", true)])? {
+        return Some((Head::Categorical, Layout::default()));
+    }
+    let components = fields.number("components", 1..=MAX_COMPONENTS);
+    let layouts = [("saha", Layout::Saha), ("oai", Layout::Oai), ("t2t", Layout::T2t)];
+    let layout = fields.word("layout", &layouts);
+    let (head, layout, shape) = (Head::LogisticMixture { components: components? }, layout?, shape?);
+    if !layout.suits(shape) {
+        fields.refuse("layout", format!("is only for 3 channels, the image has {}", shape.channels()));
+    }
+    if head.width(shape) > MAX_PARAMETERS {
+        let (channels, width) = (shape.channels(), head.width(shape));
+        fields.refuse(
+            "components",
+            format!("may take {MAX_PARAMETERS} parameters a pixel; with {channels} channels these take {width}"),
+        );
+    }
+    Some((head, layout))
+}
+
+fn condition(fields: &mut Fields<'_>, shape: Option<Shape>) -> Option<ConditionSpec> {
+    let has_low = fields.has("low_height") || fields.has("low_width");
+    let mut spec = ConditionSpec::default();
+    // A table that says nothing at all is a mistake.
+    if !has_low || fields.has("classes") || fields.has("required") {
+        let classes = fields.number("classes", 1..=u32::MAX);
+        spec.class_required = fields.optional("required").unwrap_or(false);
+        spec.classes = classes?;
+    }
+    if has_low {
+        let sizes = ["low_height", "low_width"].map(|key| fields.number(key, 1..=MAX_VALUES));
+        let ([Some(height), Some(width)], Some(shape)) = (sizes, shape) else { return None };
+        spec.low = Shape::new(height, width, shape.channels(), shape.levels()).ok();
+        if spec.low.is_none() {
+            let values = u128::from(height) * u128::from(width) * u128::from(shape.channels());
+            fields.refuse("low_height", format!("x low_width x channels must be at most {MAX_VALUES}, got {values}"));
+        }
+    }
+    Some(spec)
 }
 
 fn weights(fields: &mut Fields<'_>) -> Option<Weights> {
@@ -324,24 +390,35 @@ fn golden(fields: &mut Fields<'_>, shape: Shape, condition: ConditionSpec) -> Go
     let scores = fields.tables("score", |fields| {
         let values: Option<Vec<u16>> = fields.required("values");
         let nats: Option<f64> = fields.required("nats");
-        let class = class(fields, condition);
-        let wrong = |values: &Vec<u16>| {
-            values.len() != shape.values() as usize || values.iter().any(|&v| u32::from(v) >= shape.levels())
-        };
-        if values.as_ref().is_some_and(wrong) {
-            fields.refuse("values", format!("must be {} values of 0..={}", shape.values(), shape.levels() - 1));
+        let (class, low) = (class(fields, condition), low(fields, condition));
+        if let Some(values) = &values {
+            fit(fields, "values", values, shape);
         }
         if nats.is_some_and(|nats| !nats.is_finite()) {
             fields.refuse("nats", "must be finite");
         }
-        Some(GoldenScore { values: values?, class, nats: nats? })
+        Some(GoldenScore { values: values?, class, low, nats: nats? })
     });
     let samples = fields.tables("sample", |fields| {
         let (seed, image) = (fields.required("seed"), fields.required("image"));
-        let (class, crc32c) = (class(fields, condition), fields.required("crc32c"));
-        Some(GoldenSample { seed: seed?, image: image?, class, crc32c: crc32c? })
+        let (class, low, crc32c) = (class(fields, condition), low(fields, condition), fields.required("crc32c"));
+        Some(GoldenSample { seed: seed?, image: image?, class, low, crc32c: crc32c? })
     });
     Golden { scores, samples }
+}
+
+/// Refuses values at `key` that do not make an image of `shape`.
+fn fit(fields: &mut Fields<'_>, key: &str, values: &[u16], shape: Shape) {
+    if values.len() != shape.values() as usize || values.iter().any(|&value| u32::from(value) >= shape.levels()) {
+        fields.refuse(key, format!("must be {} values of 0..={}", shape.values(), shape.levels() - 1));
+    }
+}
+
+fn low(fields: &mut Fields<'_>, condition: ConditionSpec) -> Option<Arc<[u16]>> {
+    let shape = condition.low?;
+    let values: Vec<u16> = fields.required("low")?;
+    fit(fields, "low", &values, shape);
+    Some(values.into())
 }
 
 fn class(fields: &mut Fields<'_>, condition: ConditionSpec) -> Option<u32> {

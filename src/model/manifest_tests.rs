@@ -55,13 +55,13 @@ fn fields(text: &str) -> Vec<String> {
 fn everything_a_manifest_may_say_is_read() {
     let manifest = Manifest::parse(FULL.as_bytes()).unwrap();
     assert_eq!(manifest.shape, Shape::new(1, 2, 1, 4).unwrap());
-    assert_eq!(manifest.condition, ConditionSpec { classes: 10, class_required: true });
+    assert_eq!(manifest.condition, ConditionSpec { classes: 10, class_required: true, low: None });
     let weights = manifest.weights.as_ref().unwrap();
     assert_eq!((weights.format, weights.sha256[1], weights.sha256[31]), (WeightsFormat::TorchScript, 0x11, 0xff));
     assert_eq!(manifest.training.len(), 5);
     assert_eq!(manifest.results.held_out_bits_per_dim, Some(1.25));
-    assert_eq!(manifest.golden.scores, [GoldenScore { values: vec![3, 0], class: Some(9), nats: 2.5 }]);
-    let sample = GoldenSample { seed: 7, image: 1, class: Some(0), crc32c: u32::MAX };
+    assert_eq!(manifest.golden.scores, [GoldenScore { values: vec![3, 0], class: Some(9), low: None, nats: 2.5 }]);
+    let sample = GoldenSample { seed: 7, image: 1, class: Some(0), low: None, crc32c: u32::MAX };
     assert_eq!(manifest.golden.samples, [sample]);
     let spec = manifest.spec("toy", Placement::new(3, 1), 9);
     assert_eq!((spec.slots, spec.bytes_per_slot, spec.name.as_str()), (3, 9, "digits-8.v1_a"));
@@ -163,4 +163,96 @@ fn what_is_not_toml_is_refused_with_its_line() {
     assert!(violations.to_string().starts_with("model.toml: line 2: "), "{violations}");
     assert!(Manifest::parse(&[0xff, 0xfe]).is_err());
     assert!(Manifest::parse(format!("a = {}", "[".repeat(100_000)).as_bytes()).is_err());
+}
+
+/// Three channels, blocks, a mixture, a low-resolution image; `FULL` has none of them.
+const RICH: &str = r#"
+format = 1
+name = "rich"
+family = "toy"
+[image]
+height = 4
+width = 6
+channels = 3
+levels = 4
+order = "block_raster"
+block_height = 2
+block_width = 3
+block_unit = "pixels"
+[head]
+kind = "logistic_mixture"
+components = 5
+layout = "oai"
+[condition]
+low_height = 1
+low_width = 2
+[architecture]
+[[golden.score]]
+values = [VALUES]
+low = [0, 1, 2, 3, 0, 1]
+nats = 2.5
+[[golden.sample]]
+seed = 7
+image = 1
+low = [0, 1, 2, 3, 0, 0]
+crc32c = 1
+"#;
+
+fn rich() -> String {
+    RICH.replace("VALUES", &"1,".repeat(72))
+}
+
+#[test]
+fn blocks_a_mixture_and_a_low_resolution_image_are_read() {
+    let manifest = Manifest::parse(rich().as_bytes()).unwrap();
+    let blocks = Blocks::new(manifest.shape, 2, 9).unwrap();
+    assert_eq!((manifest.order, manifest.width_unit), (Order::BlockRaster(blocks), 3));
+    assert_eq!((manifest.head, manifest.layout), (Head::LogisticMixture { components: 5 }, Layout::Oai));
+    assert_eq!(manifest.spec("toy", Placement::new(1, 1), 0).values_per_step(), 3);
+    let low = Some(Shape::new(1, 2, 3, 4).unwrap());
+    assert_eq!(manifest.condition, ConditionSpec { classes: 0, class_required: false, low });
+    assert_eq!(manifest.golden.scores[0].low.as_deref(), Some([0, 1, 2, 3, 0, 1].as_slice()));
+    assert_eq!(manifest.golden.samples[0].low.as_deref(), Some([0, 1, 2, 3, 0, 0].as_slice()));
+    let in_values = rich().replace("block_width = 3", "block_width = 2").replace("\"pixels\"", "\"values\"");
+    let manifest = Manifest::parse(in_values.as_bytes()).unwrap();
+    let blocks = Blocks::new(manifest.shape, 2, 2).unwrap();
+    assert_eq!((manifest.order, manifest.width_unit), (Order::BlockRaster(blocks), 1));
+}
+
+#[test]
+fn every_fault_of_blocks_mixture_and_low_resolution_image_is_named() {
+    let faults = |from: &str, to: &str| {
+        assert!(rich().contains(from));
+        fields(&rich().replace(from, to))
+    };
+    let blocks = "block_height = 2\nblock_width = 3\nblock_unit = \"pixels\"\n";
+    let low = "image.block_unit";
+    // Where the image or the condition is not known, the known answers have nothing to be checked against.
+    let named = |key: &str| [key.to_owned()];
+    assert_eq!(faults(blocks, "")[..3], ["image.block_height", "image.block_width", low]);
+    assert_eq!(faults("block_height = 2", "block_height = 3")[..1], named("image.block_height"));
+    assert_eq!(faults("block_width = 3", "block_width = 4")[..1], named("image.block_width"));
+    assert_eq!(faults("block_width = 3", "block_width = 1048576")[..1], named("image.block_width"));
+    assert_eq!(faults("\"pixels\"", "\"rows\"")[..1], named(low));
+    assert_eq!(faults("order = \"block_raster\"", "order = \"raster\"").len(), 3, "blocks of no use");
+    assert_eq!(faults("components = 5\nlayout = \"oai\"", ""), ["head.components", "head.layout"]);
+    assert_eq!(faults("components = 5", "components = 65"), ["head.components"]);
+    assert_eq!(faults("\"oai\"", "\"kam\""), ["head.layout"]);
+    assert_eq!(faults("low_width = 2\n", "")[..1], named("condition.low_width"));
+    assert_eq!(faults("low_width = 2", "low_width = 0")[..1], named("condition.low_width"));
+    assert_eq!(
+        faults("low_height = 1\nlow_width = 2", "low_height = 1024\nlow_width = 1024")[..1],
+        named("condition.low_height")
+    );
+    assert_eq!(faults("low_width = 2", "low_width = 2\nrequired = true")[..1], named("condition.classes"));
+    assert_eq!(faults("3, 0, 1]", "3, 0, 4]"), ["golden.score[0].low"]);
+    assert_eq!(faults("low = [0, 1, 2, 3, 0, 0]\n", ""), ["golden.sample[0].low"]);
+    let two = FULL.replace("channels = 1", "channels = 2");
+    let mixture =
+        |channels, components| FULL.replace("channels = 1", channels).replace("kind = \"categorical\"", components);
+    assert!(!fields(&two).contains(&"head.layout".to_owned()));
+    let t2t = "kind = \"logistic_mixture\"\ncomponents = 2\nlayout = \"t2t\"";
+    assert_eq!(fields(&mixture("channels = 2", t2t))[0], "head.layout");
+    let many = "kind = \"logistic_mixture\"\ncomponents = 64\nlayout = \"saha\"";
+    assert_eq!(fields(&mixture("channels = 200", many))[0], "head.components");
 }

@@ -9,22 +9,34 @@ pub(crate) mod scripted;
 mod weights;
 
 use std::ops::Range;
+use std::sync::Arc;
 
 pub use registry::{Build, FAMILIES, Family, Placement};
 pub use weights::{TensorSpec, WeightsFile, WeightsFormat, WeightsStream};
 
-use crate::image::{Canvas, Rank};
-use crate::spec::ModelSpec;
+use crate::image::{Canvas, Rank, Shape};
+use crate::spec::{ConditionSpec, ModelSpec};
 
 /// Place of one image's decode state inside a model, 0..`spec().slots`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Slot(pub u32);
 
-/// What an image is conditioned on, already checked against the spec.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What an image is conditioned on, already checked against the spec. Cheap to clone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Condition {
     /// Class label.
     pub class: Option<u32>,
+    /// Values of the low-resolution image in raster order; there exactly if the spec has its shape.
+    pub low: Option<Arc<[u16]>>,
+}
+
+impl Condition {
+    /// The least that a model of `spec` takes: class 0 and a low-resolution image of zeros, where it needs them.
+    #[must_use]
+    pub fn least(spec: &ConditionSpec) -> Self {
+        let zeros = |shape: Shape| vec![0; shape.values() as usize].into();
+        Self { class: spec.class_required.then_some(0), low: spec.low.map(zeros) }
+    }
 }
 
 /// One image's part in a step: the row at `canvas.known()` is wanted.
@@ -42,7 +54,7 @@ pub struct ScoreRow<'a> {
     /// The complete image.
     pub canvas: &'a Canvas,
     /// Its conditioning.
-    pub condition: Condition,
+    pub condition: &'a Condition,
 }
 
 /// Rows of head parameters in host memory, reused from step to step.

@@ -176,7 +176,7 @@ impl Scripted {
             shape,
             order: Order::Raster,
             head: Head::Categorical,
-            condition: ConditionSpec { classes: 3, class_required: false },
+            condition: ConditionSpec { classes: 3, class_required: false, low: None },
             slots,
             bytes_per_slot: 0,
             held_out_bits_per_dim: None,

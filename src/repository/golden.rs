@@ -41,7 +41,8 @@ pub(super) fn check(model: &mut dyn PixelModel, golden: &Golden) -> Result<(), V
 fn score(model: &mut dyn PixelModel, known: &GoldenScore) -> Result<f64, String> {
     let spec = model.spec().clone();
     let canvas = Canvas::from_raster(spec.shape, spec.order, &known.values).ok_or("the values do not fit the shape")?;
-    let row = ScoreRow { canvas: &canvas, condition: Condition { class: known.class } };
+    let condition = Condition { class: known.class, low: known.low.clone() };
+    let row = ScoreRow { canvas: &canvas, condition: &condition };
     let mut out = ParamRows::new(spec.head.width(spec.shape));
     let (mut nats, mut from) = (0.0, 0);
     while from < spec.shape.values() {
@@ -49,8 +50,10 @@ fn score(model: &mut dyn PixelModel, known: &GoldenScore) -> Result<f64, String>
         if reached <= from {
             return Err(format!("scoring stands still at rank {from}"));
         }
-        for (index, &value) in canvas.values().iter().skip(from as usize).take((reached - from) as usize).enumerate() {
-            nats -= spec.head.log_prob(out.row(index), value).map_err(|error| error.to_string())?;
+        let per_step = spec.values_per_step().max(1);
+        for rank in from..reached.min(spec.shape.values()) {
+            let row = out.row(((rank - from) / per_step) as usize);
+            nats -= spec.head.log_prob(row, &canvas, rank).map_err(|error| error.to_string())?;
         }
         from = reached;
     }
@@ -64,12 +67,14 @@ fn sample(model: &mut dyn PixelModel, known: &GoldenSample) -> Result<u32, Strin
     let slot = Slot(0);
     let mut canvas = Canvas::empty(spec.shape);
     let mut out = ParamRows::new(spec.head.width(spec.shape));
-    model.open(slot, &Condition { class: known.class }).map_err(describe)?;
+    model.open(slot, &Condition { class: known.class, low: known.low.clone() }).map_err(describe)?;
     while !canvas.is_complete() {
         model.step(&[StepRow { slot, canvas: &canvas }], &mut out).map_err(describe)?;
-        let u = noise::uniform(known.seed, known.image, canvas.known());
-        let drawn = spec.head.draw(out.row(0), &Tuning::default(), u).map_err(|error| error.to_string())?;
-        canvas.push(drawn.value);
+        for _ in 0..spec.values_per_step() {
+            let u = noise::uniform(known.seed, known.image, canvas.known());
+            let drawn = spec.head.draw(out.row(0), &canvas, &Tuning::default(), u);
+            canvas.push(drawn.map_err(|error| error.to_string())?.value);
+        }
     }
     model.close(slot);
     Ok(crc32c::crc32c(&codec::values_to_raw(&canvas.to_raster(spec.order), spec.shape)))

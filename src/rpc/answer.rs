@@ -31,6 +31,14 @@ pub(super) fn shape(shape: Shape) -> proto::ImageShape {
 pub(super) fn order(order: Order) -> proto::Order {
     match order {
         Order::Raster => proto::Order::Raster,
+        Order::BlockRaster(_) => proto::Order::BlockRaster,
+    }
+}
+
+pub(super) fn blocks(order: Order) -> Option<proto::Blocks> {
+    match order {
+        Order::Raster => None,
+        Order::BlockRaster(blocks) => Some(proto::Blocks { height: blocks.height(), width: blocks.width() }),
     }
 }
 
@@ -125,6 +133,7 @@ pub(super) fn model(name: &str, state: &State, draining: bool) -> proto::Model {
         ready_time: Some(since.into()),
         description: cut(&spec.description, MAX_WORDS),
         order: order(spec.order).into(),
+        blocks: blocks(spec.order),
         held_out_bits_per_dim: spec.held_out_bits_per_dim,
         backend: match spec.execution.backend {
             Backend::Native => proto::Backend::Native.into(),

@@ -90,6 +90,7 @@ pub(super) fn generation(
         image_count: spec.image_count,
         first_image_index: spec.first_image_index,
         class_label: conditioning.class_label,
+        low_resolution: None,
         prefix: conditioning.prefix.into(),
         temperature: sampling.temperature,
         top_k: sampling.top_k,
@@ -166,7 +167,7 @@ pub(super) fn score_item(
         let bytes = conditioning.prefix.len();
         found.add("conditioning.prefix", format!("must be empty where an image is scored, got {bytes} bytes"));
     }
-    let condition = job::check_condition(conditioning.class_label, &spec.condition, &mut found);
+    let condition = job::check_condition(conditioning.class_label, None, &spec.condition, &mut found);
     let canvas = match &item.image {
         Some(image) => canvas(image, spec, &mut found),
         None => {

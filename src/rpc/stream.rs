@@ -46,6 +46,7 @@ impl Facts {
             shape: Some(answer::shape(spec.shape)),
             image_count: job.images,
             order: answer::order(spec.order).into(),
+            blocks: answer::blocks(spec.order),
             model: answer::model_name(&spec.name),
             noise_version: crate::noise::VERSION,
         };

@@ -17,6 +17,7 @@ const BACKENDS: [Backend; 2] = [Backend::Native, Backend::Torch];
 struct Golden {
     images: Vec<Vec<u16>>,
     classes: Option<Vec<Option<u32>>>,
+    low: Option<Vec<Vec<u16>>>,
     log_probs: Vec<Vec<f64>>,
     samples: Vec<Sample>,
 }
@@ -27,6 +28,7 @@ struct Sample {
     seed: u64,
     image: u32,
     class: Option<u32>,
+    low: Option<Vec<u16>>,
     temperature: Option<f32>,
     top_k: Option<u32>,
     top_p: Option<f32>,
@@ -75,23 +77,24 @@ fn every_log_probability_is_that_of_the_reference() {
         // Scoring is libtorch's, whatever computes the steps.
         let mut model = load(&folder, Backend::default());
         let spec = model.spec().clone();
+        let per_step = spec.values_per_step();
         let classes = golden.classes.unwrap_or_else(|| vec![None; golden.images.len()]);
+        let low = golden.low.map(|low| low.into_iter().map(|values| Some(values.into())).collect());
+        let low: Vec<_> = low.unwrap_or_else(|| vec![None; golden.images.len()]);
+        let conditions: Vec<_> = classes.into_iter().zip(low).map(|(class, low)| Condition { class, low }).collect();
         let canvases: Vec<_> =
             golden.images.iter().map(|raster| Canvas::from_raster(spec.shape, spec.order, raster).unwrap()).collect();
-        let rows: Vec<_> = canvases
-            .iter()
-            .zip(classes)
-            .map(|(canvas, class)| ScoreRow { canvas, condition: Condition { class } })
-            .collect();
+        let rows: Vec<_> =
+            canvases.iter().zip(&conditions).map(|(canvas, condition)| ScoreRow { canvas, condition }).collect();
         let mut out = super::params(&*model);
         let mut from = 0;
         while from < spec.shape.values() {
             let reached = model.score(&rows, from, u32::MAX, &mut out).unwrap();
-            let slice = (reached - from) as usize;
+            let slice = ((reached - from) / per_step) as usize;
             for (image, (canvas, expected)) in canvases.iter().zip(&golden.log_probs).enumerate() {
                 for rank in from..reached {
-                    let row = out.row(image * slice + (rank - from) as usize);
-                    let log_prob = spec.head.log_prob(row, canvas.values()[rank as usize]).unwrap();
+                    let row = out.row(image * slice + ((rank - from) / per_step) as usize);
+                    let log_prob = spec.head.log_prob(row, canvas, rank).unwrap();
                     let expected = expected[spec.order.position(spec.shape, rank).raster(spec.shape) as usize];
                     let label = format!("{}: image {image} rank {rank}", folder.display());
                     assert!((log_prob - expected).abs() <= 1e-4, "{label}: {log_prob} against {expected}");
@@ -113,13 +116,15 @@ fn every_seed_samples_what_the_reference_samples() {
             let tuning = Tuning::new(sample.temperature, sample.top_k, sample.top_p).unwrap();
             let mut canvas = Canvas::empty(spec.shape);
             let mut log_likelihood = 0.0;
-            model.open(slot, &Condition { class: sample.class }).unwrap();
+            model.open(slot, &Condition { class: sample.class, low: sample.low.map(Into::into) }).unwrap();
             while !canvas.is_complete() {
                 model.step(&[StepRow { slot, canvas: &canvas }], &mut out).unwrap();
-                let u = noise::uniform(sample.seed, sample.image, canvas.known());
-                let drawn = spec.head.draw(out.row(0), &tuning, u).unwrap();
-                canvas.push(drawn.value);
-                log_likelihood += drawn.log_prob;
+                for _ in 0..spec.values_per_step() {
+                    let u = noise::uniform(sample.seed, sample.image, canvas.known());
+                    let drawn = spec.head.draw(out.row(0), &canvas, &tuning, u).unwrap();
+                    canvas.push(drawn.value);
+                    log_likelihood += drawn.log_prob;
+                }
             }
             model.close(slot);
             let label = format!("{} on {}: seed {}", folder.display(), backend.name(), sample.seed);

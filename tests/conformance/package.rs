@@ -57,18 +57,58 @@ pub(crate) fn packages(size: Size, init: Init) -> Vec<Package> {
 /// Every family in every variant, on the default backend.
 pub(crate) fn variants(size: Size, init: Init) -> Vec<Package> {
     let variants = |family: &'static Family| {
-        architectures(family.name, init).into_iter().map(move |architecture| package(family, size, &architecture, init))
+        let made = of_family(family.name, size, init).into_iter();
+        made.map(move |variant| package(family, size, &variant, init))
     };
     FAMILIES.iter().flat_map(variants).collect()
 }
 
+/// What a manifest says beside the size: lines of its tables.
+#[derive(Clone)]
+pub(crate) struct Variant {
+    pub(crate) order: String,
+    pub(crate) head: String,
+    pub(crate) condition: String,
+    pub(crate) architecture: String,
+}
+
+impl Variant {
+    /// Raster order, a categorical head, two classes.
+    pub(crate) fn plain(architecture: String) -> Self {
+        let [order, head] = ["order = \"raster\"", "kind = \"categorical\""].map(str::to_owned);
+        Self { order, head, condition: "classes = 2".to_owned(), architecture }
+    }
+
+    fn in_blocks([height, width]: [u32; 2], unit: &str, memory: [u32; 2], shift: &str, architecture: &str) -> Self {
+        let order = format!(
+            "order = \"block_raster\"\nblock_height = {height}\nblock_width = {width}\nblock_unit = \"{unit}\""
+        );
+        let [above, beside] = memory;
+        let architecture = format!(
+            "{architecture}\nattention = \"local_2d\"\nmemory_height = {above}\nmemory_width = {beside}\n\
+             shift = \"{shift}\""
+        );
+        Self { order, ..Self::plain(architecture) }
+    }
+
+    fn mixture(self, input: &str) -> Self {
+        let head = "kind = \"logistic_mixture\"\ncomponents = 3\nlayout = \"saha\"".to_owned();
+        Self { head, architecture: format!("{}\ninput = \"{input}\"", self.architecture), ..self }
+    }
+
+    fn encoder(self, [height, width]: [u32; 2]) -> Self {
+        let condition = format!("{}\nlow_height = {height}\nlow_width = {width}", self.condition);
+        Self { condition, architecture: format!("{}\nencoder_layers = 2", self.architecture), ..self }
+    }
+}
+
 /// One variant of one family.
-pub(crate) fn package(family: &'static Family, size: Size, architecture: &str, init: Init) -> Package {
+pub(crate) fn package(family: &'static Family, size: Size, variant: &Variant, init: Init) -> Package {
     let [height, width, channels, levels] = size;
+    let Variant { order, head, condition, architecture } = variant;
     let mut text = format!(
         "format = 1\nname = \"tiny\"\nfamily = \"{}\"\n[image]\nheight = {height}\nwidth = {width}\nchannels = {channels}\n\
-         levels = {levels}\norder = \"raster\"\n[head]\nkind = \"categorical\"\n[condition]\nclasses = 2\n\
-         [architecture]\n{architecture}\n",
+         levels = {levels}\n{order}\n[head]\n{head}\n[condition]\n{condition}\n[architecture]\n{architecture}\n",
         family.name
     );
     let manifest = Manifest::parse(text.as_bytes()).expect("the test writes good manifests");
@@ -81,41 +121,76 @@ pub(crate) fn package(family: &'static Family, size: Size, architecture: &str, i
             .expect("a string takes text");
     }
     let source = Source::Embedded { manifest: Bytes::from(text), weights: Bytes::from(weights) };
-    let label = format!("{} {size:?} {}", family.name, architecture.replace('\n', ", "));
+    let label = format!("{} {size:?} {order} {head} {condition} {architecture}", family.name).replace('\n', ", ");
     Package { label, backend: Backend::default(), precision: Precision::default(), source }
 }
 
-/// The `architecture` tables a family is tested with.
-fn architectures(family: &str, init: Init) -> Vec<String> {
+/// The variants a family is tested with.
+fn of_family(family: &str, size: Size, init: Init) -> Vec<Variant> {
     match family {
-        "toy" => vec![format!("sharpness = {}", if matches!(init, Init::Zero) { 0.0 } else { 0.7 })],
-        "image_transformer" => vec![
-            image_transformer(3, "sinusoidal", "post"),
-            image_transformer(8, "learned", "pre"),
-            image_transformer(1000, "learned", "post"),
-            image_transformer(1, "sinusoidal", "pre"),
-        ],
-        "pixel_cnn" => vec![
-            pixel_rnn("mod", true, false, "kernel_size = 3"),
-            pixel_rnn("contiguous", false, true, "kernel_size = 5"),
-        ],
-        "row_lstm" => vec![
+        "toy" => {
+            vec![Variant::plain(format!("sharpness = {}", if matches!(init, Init::Zero) { 0.0 } else { 0.7 }))]
+        }
+        "image_transformer" => image_transformers(size),
+        "pixel_cnn" => {
+            [pixel_rnn("mod", true, false, "kernel_size = 3"), pixel_rnn("contiguous", false, true, "kernel_size = 5")]
+                .map(Variant::plain)
+                .to_vec()
+        }
+        "row_lstm" => [
             pixel_rnn("contiguous", true, true, "kernel_width = 3\ninitial_state = \"learned\""),
             pixel_rnn("mod", false, false, "kernel_width = 1\ninitial_state = \"zero\""),
-        ],
+        ]
+        .map(Variant::plain)
+        .to_vec(),
         "diagonal_bilstm" => ["zero", "learned", "evolve"]
-            .map(|pad| pixel_rnn("mod", true, pad != "zero", &format!("pad_state = \"{pad}\"")))
+            .map(|pad| Variant::plain(pixel_rnn("mod", true, pad != "zero", &format!("pad_state = \"{pad}\""))))
             .to_vec(),
-        "gated_pixel_cnn" => vec![gated(3, 5, "contiguous"), gated(1, 3, "mod")],
+        "gated_pixel_cnn" => [gated(3, 5, "contiguous"), gated(1, 3, "mod")].map(Variant::plain).to_vec(),
         other => panic!("family {other:?} has no small package here: add one"),
     }
 }
 
-/// An `architecture` table of different widths everywhere, so that no two can be mistaken for each other.
+fn image_transformers([height, width, channels, _]: Size) -> Vec<Variant> {
+    let one_d = |query_block, positions, norm| Variant::plain(image_transformer(query_block, positions, norm));
+    let two_d = |positions, norm| widths(positions, norm);
+    // The largest proper part, so that there are several blocks; values are counted so that blocks cut pixels if they can.
+    let part = |whole: u32| (1..whole).rev().find(|part| whole.is_multiple_of(*part)).unwrap_or(1);
+    let columns = width * channels;
+    let cut = (1..columns).rev().find(|cut| columns.is_multiple_of(*cut) && !cut.is_multiple_of(channels)).unwrap_or(1);
+    let pixels = [part(height), part(width)];
+    let low = [height, part(width)];
+    let mut variants = vec![
+        one_d(3, "sinusoidal", "post"),
+        one_d(8, "learned", "pre"),
+        one_d(1000, "learned", "post"),
+        one_d(1, "sinusoidal", "pre"),
+        one_d(2, "learned", "post").mixture("ordinal_relu"),
+        one_d(5, "sinusoidal", "pre").encoder(low),
+        Variant::in_blocks([part(height), cut], "values", [1, 2], "block_raster", &two_d("sinusoidal", "pre")),
+        Variant::in_blocks(pixels, "pixels", [1, 1], "per_block", &two_d("learned", "post")),
+        Variant::in_blocks(pixels, "pixels", [2, 1], "block_raster", &two_d("learned", "post"))
+            .mixture("ordinal")
+            .encoder(low),
+    ];
+    if channels == 1 {
+        let mut ordinal = one_d(2, "learned", "pre");
+        ordinal.architecture.push_str("\ninput = \"ordinal\"");
+        variants.push(ordinal);
+    }
+    variants
+}
+
+/// An `architecture` table with 1-D attention.
 pub(crate) fn image_transformer(query_block: u32, positions: &str, norm: &str) -> String {
+    format!("{}\nquery_block = {query_block}", widths(positions, norm))
+}
+
+/// Different widths everywhere, so that no two can be mistaken for each other.
+fn widths(positions: &str, norm: &str) -> String {
     format!(
         "layers = 2\nmodel_width = 12\nheads = 2\nkey_width = 8\nvalue_width = 10\nfeed_forward_width = 20\n\
-         query_block = {query_block}\npositions = \"{positions}\"\nnorm = \"{norm}\""
+         positions = \"{positions}\"\nnorm = \"{norm}\""
     )
 }
 

@@ -110,7 +110,7 @@ impl Steady {
             shape,
             order: Order::Raster,
             head: Head::Categorical,
-            condition: ConditionSpec { classes: 2, class_required: false },
+            condition: ConditionSpec { classes: 2, class_required: false, low: None },
             slots,
             bytes_per_slot: 8,
             held_out_bits_per_dim: None,
@@ -119,7 +119,7 @@ impl Steady {
         Self { spec, gate: Arc::clone(&gate.shared), slots: vec![Condition::default(); slots as usize] }
     }
 
-    fn logits(condition: Condition, values: &[u16], rank: Rank, row: &mut [f32]) {
+    fn logits(condition: &Condition, values: &[u16], rank: Rank, row: &mut [f32]) {
         let before = if rank == 0 { 0 } else { u32::from(values[rank as usize - 1]) };
         let centre = (before + condition.class.map_or(0, |class| class + 1)) % row.len() as u32;
         for (level, logit) in (0..).zip(row) {
@@ -134,7 +134,7 @@ impl PixelModel for Steady {
     }
 
     fn open(&mut self, slot: Slot, condition: &Condition) -> Result<(), ModelError> {
-        self.slots[slot.0 as usize] = *condition;
+        self.slots[slot.0 as usize] = condition.clone();
         Ok(())
     }
 
@@ -145,7 +145,7 @@ impl PixelModel for Steady {
         known: Range<Rank>,
         out: &mut ParamRows,
     ) -> Result<(), ModelError> {
-        let (condition, width) = (self.slots[slot.0 as usize], out.width());
+        let (condition, width) = (&self.slots[slot.0 as usize], out.width());
         for (rank, row) in known.clone().zip(out.resize(known.len()).chunks_exact_mut(width)) {
             Self::logits(condition, canvas.values(), rank, row);
         }
@@ -156,7 +156,7 @@ impl PixelModel for Steady {
         pass(&self.gate)?;
         let width = out.width();
         for (StepRow { slot, canvas }, row) in rows.iter().zip(out.resize(rows.len()).chunks_exact_mut(width)) {
-            Self::logits(self.slots[slot.0 as usize], canvas.values(), canvas.known(), row);
+            Self::logits(&self.slots[slot.0 as usize], canvas.values(), canvas.known(), row);
         }
         Ok(())
     }

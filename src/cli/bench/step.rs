@@ -136,7 +136,7 @@ impl Flags {
 
     fn steps(&self, model: &mut dyn PixelModel, batch: u32, start: &Barrier) -> Result<Vec<Duration>, String> {
         let spec = model.spec().clone();
-        let condition = Condition { class: spec.condition.class_required.then_some(0) };
+        let condition = Condition::least(&spec.condition);
         let end = spec.shape.values();
         let first = self.from_rank.min(end.saturating_sub(self.steps)) / spec.values_per_step().max(1)
             * spec.values_per_step().max(1);
@@ -156,7 +156,7 @@ impl Flags {
             for (canvas, index) in canvases.iter_mut().zip(0..) {
                 for _ in 0..spec.values_per_step() {
                     let u = noise::uniform(7, index, canvas.known());
-                    let drawn = spec.head.draw(out.row(index as usize), &Tuning::default(), u);
+                    let drawn = spec.head.draw(out.row(index as usize), canvas, &Tuning::default(), u);
                     canvas.push(drawn.map_err(|error| error.to_string())?.value);
                 }
             }

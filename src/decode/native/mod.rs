@@ -194,7 +194,12 @@ impl<F: Format> Code<F> {
 
     /// Whether what a row gets may be written by a later row of the same image.
     fn reads_ahead(&self) -> bool {
-        self.ops.iter().any(|op| matches!(op.kind, Kind::Gather { .. }))
+        let stores = |ring: usize| self.ops.iter().any(|op| matches!(op.kind, Kind::Store { ring: to } if to == ring));
+        self.ops.iter().any(|op| match op.kind {
+            Kind::Gather { .. } => true,
+            Kind::Look { ring, sight: Sight::All } => stores(ring),
+            _ => false,
+        })
     }
 }
 

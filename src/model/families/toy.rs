@@ -7,6 +7,7 @@
 use std::ops::Range;
 
 use crate::error::Violations;
+use crate::head::Head;
 use crate::image::{Canvas, Rank};
 use crate::model::fields::Fields;
 use crate::model::manifest::Manifest;
@@ -26,7 +27,8 @@ const DEFAULT_SHARPNESS: f64 = 0.5;
 struct Toy {
     spec: ModelSpec,
     sharpness: f32,
-    slots: Vec<Condition>,
+    /// Of the image in each slot.
+    classes: Vec<Option<u32>>,
 }
 
 fn sharpness(manifest: &Manifest) -> Result<f32, Violations> {
@@ -37,30 +39,36 @@ fn sharpness(manifest: &Manifest) -> Result<f32, Violations> {
         fields.refuse("sharpness", format!("must be 0..=100, got {sharpness}"));
     }
     fields.finish();
+    if manifest.head != Head::Categorical {
+        violations.add("head.kind", "must be \"categorical\" in this family");
+    }
+    if manifest.condition.low.is_some() {
+        violations.add("condition.low_height", "is not for this family, which takes no low-resolution image");
+    }
     violations.into_result(sharpness as f32)
 }
 
 impl Toy {
     fn new(manifest: &Manifest, placement: Placement) -> Result<Self, Violations> {
         Ok(Self {
-            spec: manifest.spec(FAMILY.name, placement, size_of::<Condition>() as u64),
+            spec: manifest.spec(FAMILY.name, placement, size_of::<Option<u32>>() as u64),
             sharpness: sharpness(manifest)?,
-            slots: vec![Condition::default(); placement.slots as usize],
+            classes: vec![None; placement.slots as usize],
         })
     }
 
     /// Writes the logits at `rank` of an image whose earlier values are `values` to `row`.
-    fn logits(&self, condition: Condition, values: &[u16], rank: Rank, row: &mut [f32]) {
+    fn logits(&self, class: Option<u32>, values: &[u16], rank: Rank, row: &mut [f32]) {
         let before = (rank as usize).checked_sub(1).and_then(|rank| values.get(rank)).copied().unwrap_or(0);
-        let shift = condition.class.map_or(0, |class| class + 1);
+        let shift = class.map_or(0, |class| class + 1);
         let centre = (u32::from(before) + shift) % self.spec.shape.levels();
         for (level, logit) in (0..).zip(row) {
             *logit = -self.sharpness * centre.abs_diff(level) as f32;
         }
     }
 
-    fn condition(&self, slot: Slot) -> Result<Condition, ModelError> {
-        self.slots.get(slot.0 as usize).copied().ok_or_else(|| ModelError::Step(format!("there is no {slot:?}")))
+    fn class(&self, slot: Slot) -> Result<Option<u32>, ModelError> {
+        self.classes.get(slot.0 as usize).copied().ok_or_else(|| ModelError::Step(format!("there is no {slot:?}")))
     }
 }
 
@@ -70,9 +78,9 @@ impl PixelModel for Toy {
     }
 
     fn open(&mut self, slot: Slot, condition: &Condition) -> Result<(), ModelError> {
-        self.condition(slot)?;
-        if let Some(place) = self.slots.get_mut(slot.0 as usize) {
-            *place = *condition;
+        self.class(slot)?;
+        if let Some(class) = self.classes.get_mut(slot.0 as usize) {
+            *class = condition.class;
         }
         Ok(())
     }
@@ -84,9 +92,9 @@ impl PixelModel for Toy {
         known: Range<Rank>,
         out: &mut ParamRows,
     ) -> Result<(), ModelError> {
-        let (condition, width) = (self.condition(slot)?, out.width());
+        let (class, width) = (self.class(slot)?, out.width());
         for (rank, row) in known.clone().zip(out.resize(known.len()).chunks_exact_mut(width)) {
-            self.logits(condition, canvas.values(), rank, row);
+            self.logits(class, canvas.values(), rank, row);
         }
         Ok(())
     }
@@ -94,7 +102,7 @@ impl PixelModel for Toy {
     fn step(&mut self, rows: &[StepRow<'_>], out: &mut ParamRows) -> Result<(), ModelError> {
         let width = out.width();
         for (StepRow { slot, canvas }, row) in rows.iter().zip(out.resize(rows.len()).chunks_exact_mut(width)) {
-            self.logits(self.condition(*slot)?, canvas.values(), canvas.known(), row);
+            self.logits(self.class(*slot)?, canvas.values(), canvas.known(), row);
         }
         Ok(())
     }
@@ -112,7 +120,7 @@ impl PixelModel for Toy {
         let slice = reached.saturating_sub(from) as usize;
         let all = rows.iter().flat_map(|row| (from..reached).map(move |rank| (row, rank)));
         for ((image, rank), row) in all.zip(out.resize(rows.len() * slice).chunks_exact_mut(width)) {
-            self.logits(image.condition, image.canvas.values(), rank, row);
+            self.logits(image.condition.class, image.canvas.values(), rank, row);
         }
         Ok(reached)
     }
@@ -123,7 +131,7 @@ impl PixelModel for Toy {
         Ok(Box::new(Self {
             spec: ModelSpec { slots, ..self.spec.clone() },
             sharpness: self.sharpness,
-            slots: vec![Condition::default(); slots as usize],
+            classes: vec![None; slots as usize],
         }))
     }
 }
@@ -162,10 +170,11 @@ mod tests {
     fn log_likelihood(toy: &mut Toy, class: Option<u32>, values: &[u16]) -> f64 {
         let canvas = Canvas::with_prefix(toy.spec.shape, values.to_vec()).unwrap();
         let mut out = ParamRows::new(toy.spec.shape.levels() as usize);
-        let row = ScoreRow { canvas: &canvas, condition: Condition { class } };
+        let condition = Condition { class, ..Condition::default() };
+        let row = ScoreRow { canvas: &canvas, condition: &condition };
         assert_eq!(toy.score(&[row], 0, 1000, &mut out).unwrap(), 3);
         let head = toy.spec.head;
-        values.iter().enumerate().map(|(rank, &value)| head.log_prob(out.row(rank), value).unwrap()).sum()
+        (0..3).map(|rank| head.log_prob(out.row(rank as usize), &canvas, rank).unwrap()).sum()
     }
 
     #[test]
@@ -198,5 +207,8 @@ mod tests {
         assert_eq!(fields(&manifest), ["architecture.sharpness", "architecture.blunt"]);
         manifest.architecture.clear();
         assert_eq!(sharpness(&manifest), Ok(0.5));
+        manifest.head = Head::LogisticMixture { components: 1 };
+        manifest.condition.low = Some(manifest.shape);
+        assert_eq!(fields(&manifest), ["head.kind", "condition.low_height"]);
     }
 }

@@ -1,19 +1,22 @@
-//! Image Transformer with 1-D local attention and a categorical head (Parmar et al. 2018, arXiv 1802.05751).
+//! Image Transformer (Parmar et al. 2018, arXiv 1802.05751): 1-D and 2-D local attention, embedded or ordinal input,
+//! categorical or mixture head, with an encoder of a low-resolution image or without.
 //!
-//! One program of decode operations serves all three passes: a step takes one rank of many slots, taking a prefix in takes
-//! many ranks of one slot, scoring takes as many ranks of many images; each over rings that hold the keys and values of the
-//! current and the previous block (section 3.3). Ranks of one evaluation never cross a block border, so what a rank sees is
-//! never overwritten by another of the same evaluation.
+//! One program of decode operations serves all three passes: a step takes one cell of many slots, taking a prefix in takes
+//! many cells of one slot, scoring takes as many cells of many images; each over rings that hold the keys and values of what
+//! may still be seen (section 3.3). Cells of one evaluation never cross the end of a run, so what a cell sees is never
+//! overwritten by another of the same evaluation. An encoder is evaluated when an image begins.
 
 mod config;
+mod grid;
 mod network;
 mod scoring;
 
 use std::ops::Range;
 
 use self::config::Config;
-use self::scoring::Scoring;
-use crate::decode::{self, Decoder, ProgramId, Rows};
+use self::network::Programs;
+use self::scoring::{Batch, Scoring};
+use crate::decode::{self, Decoder};
 use crate::error::Violations;
 use crate::image::{Canvas, Rank};
 use crate::model::manifest::Manifest;
@@ -26,7 +29,7 @@ use crate::torch::weights::Weights;
 /// The family.
 pub const FAMILY: Family = Family {
     name: "image_transformer",
-    summary: "Image Transformer, 1-D local attention, categorical head (arXiv 1802.05751)",
+    summary: "Image Transformer: 1-D or 2-D local attention, optional encoder (arXiv 1802.05751)",
     tensors: |manifest| Ok(Config::read(manifest)?.tensors()),
     build: |manifest, file, placement| Ok(Box::new(ImageTransformer::new(manifest, file, placement)?)),
 };
@@ -36,11 +39,11 @@ struct ImageTransformer {
     spec: ModelSpec,
     config: Config,
     decoder: Box<dyn Decoder>,
-    program: ProgramId,
+    programs: Programs,
     /// What the image in each slot is conditioned on.
     classes: Vec<Option<u32>>,
     scoring: Scoring,
-    rows: Rows,
+    batch: Batch,
 }
 
 impl ImageTransformer {
@@ -60,24 +63,24 @@ impl ImageTransformer {
         placement: Placement,
     ) -> Result<Self, ModelError> {
         let _guard = tch::no_grad_guard();
-        let (network, program) = network::network(weights, &config, placement.precision)?;
+        let (network, programs) = network::network(weights, &config, placement.precision)?;
         let decoder = decode::decoder(&network, placement.backend, placement.slots)?;
         spec.bytes_per_slot = network.state_bytes();
         spec.execution = Execution {
             backend: placement.backend,
             precision: placement.precision,
             absorbs_exactly: decoder.rows_are_invariant(),
-            cost: network.cost(program, config.mean_seen()),
+            cost: network.cost(programs.step, config.grid.mean_seen()),
             weight_bytes: network.weight_bytes(),
         };
         Ok(Self {
-            scoring: Scoring::new(&network, program, placement.score_images)?,
+            scoring: Scoring::new(&network, programs, placement.score_images)?,
             classes: vec![None; placement.slots as usize],
-            rows: Rows::default(),
+            batch: Batch::default(),
             spec,
             config,
             decoder,
-            program,
+            programs,
         })
     }
 
@@ -92,7 +95,7 @@ impl PixelModel for ImageTransformer {
     }
 
     fn open(&mut self, slot: Slot, condition: &Condition) -> Result<(), ModelError> {
-        self.decoder.clear(slot)?;
+        self.batch.open(&mut *self.decoder, self.programs, &self.config, slot, condition)?;
         if let Some(class) = self.classes.get_mut(slot.0 as usize) {
             *class = condition.class;
         }
@@ -107,33 +110,35 @@ impl PixelModel for ImageTransformer {
         out: &mut ParamRows,
     ) -> Result<(), ModelError> {
         let class = self.class(slot)?;
-        if known.end > canvas.known() {
+        let each = self.config.cell_values();
+        if known.end > canvas.known() || known.start % each != 0 || known.end % each != 0 {
             return Err(ModelError::Step(format!("ranks {known:?} of {} are to be taken in", canvas.known())));
         }
+        let (mut from, end) = (known.start / each, known.end / each);
         let width = out.width();
-        let mut rest = out.resize(known.len());
-        let mut from = known.start;
-        while from < known.end {
-            let upto = scoring::piece_end(&self.config, 1, from, u32::MAX).min(known.end);
+        let mut rest = out.resize((end.max(from) - from) as usize);
+        while from < end {
+            let upto = scoring::piece_end(&self.config, 1, from, u32::MAX).min(end);
             let (piece, remaining) = rest.split_at_mut((upto - from) as usize * width);
-            self.rows.clear();
-            scoring::push(&mut self.rows, &self.config, slot, canvas.values(), class, from..upto);
-            self.decoder.run(self.program, &self.rows, piece)?;
+            self.batch.rows.clear();
+            self.batch.push(&self.config, slot, canvas.values(), class, from..upto);
+            self.decoder.run(self.programs.step, &self.batch.rows, piece)?;
             (rest, from) = (remaining, upto);
         }
         Ok(())
     }
 
     fn step(&mut self, rows: &[StepRow<'_>], out: &mut ParamRows) -> Result<(), ModelError> {
-        self.rows.clear();
+        let each = self.config.cell_values();
+        self.batch.rows.clear();
         for StepRow { slot, canvas } in rows {
-            if canvas.is_complete() {
-                return Err(ModelError::Step(format!("the image in {slot:?} is complete")));
+            if canvas.is_complete() || canvas.known() % each != 0 {
+                return Err(ModelError::Step(format!("the image in {slot:?} stands at {}", canvas.known())));
             }
-            let (class, rank) = (self.class(*slot)?, canvas.known());
-            scoring::push(&mut self.rows, &self.config, *slot, canvas.values(), class, rank..rank + 1);
+            let (class, cell) = (self.class(*slot)?, canvas.known() / each);
+            self.batch.push(&self.config, *slot, canvas.values(), class, cell..cell + 1);
         }
-        self.decoder.run(self.program, &self.rows, out.resize(rows.len()))
+        self.decoder.run(self.programs.step, &self.batch.rows, out.resize(rows.len()))
     }
 
     fn score(
@@ -153,10 +158,10 @@ impl PixelModel for ImageTransformer {
             spec: ModelSpec { slots, ..self.spec.clone() },
             config: self.config,
             decoder: self.decoder.another(slots)?,
-            program: self.program,
+            programs: self.programs,
             classes: vec![None; slots as usize],
             scoring: self.scoring.another()?,
-            rows: Rows::default(),
+            batch: Batch::default(),
         }))
     }
 }
