@@ -7,11 +7,15 @@ use crate::spec::ModelSpec;
 /// about here on the multiplications take as long, and more would only wait longer.
 const MOST: u32 = 16;
 
+/// The part of the cache that is counted on. A step reads everything once and in the same order, which is the worst that can
+/// happen to a cache that is too small, and others use it too. One image too few costs little; one too many, half of the pace.
+const USABLE: u64 = 2;
+
 /// Slots of each of `shards` shards of a model: as many as have their state in the cache beside the weights, since an image
 /// whose state has to come from memory costs more than another in the step saves. `spec` says what both take.
 #[must_use]
 pub fn slots(spec: &ModelSpec, shards: u32, cache: Cache) -> u32 {
-    let Some(room) = cache.bytes.checked_sub(spec.execution.weight_bytes) else { return MOST };
+    let Some(room) = (cache.bytes / USABLE).checked_sub(spec.execution.weight_bytes) else { return MOST };
     let sharing = u64::from(shards.min(cache.cores).max(1));
     let each = spec.bytes_per_slot.saturating_mul(sharing);
     room.checked_div(each).map_or(MOST, |slots| slots.clamp(1, u64::from(MOST)) as u32)
@@ -24,10 +28,11 @@ mod tests {
     use crate::model::scripted::Scripted;
     use crate::spec::Execution;
 
-    fn of(weights: u64, bytes_per_slot: u64, shards: u32, cache: u64) -> u32 {
+    /// `usable`: bytes of the cache that are counted on.
+    fn of(weights: u64, bytes_per_slot: u64, shards: u32, usable: u64) -> u32 {
         let execution = Execution { weight_bytes: weights, ..Execution::default() };
         let spec = ModelSpec { bytes_per_slot, execution, ..Scripted::new(1).0.spec().clone() };
-        slots(&spec, shards, Cache { bytes: cache, cores: 8 })
+        slots(&spec, shards, Cache { bytes: 2 * usable, cores: 8 })
     }
 
     #[test]
