@@ -329,7 +329,7 @@ fn in_one_block_every_value_changes_every_later_rank() {
 }
 
 #[test]
-fn every_value_of_the_low_resolution_image_changes_every_step() {
+fn every_value_of_the_low_resolution_image_changes_the_steps_that_see_it() {
     let mut tried = 0;
     for package in small() {
         let mut model = package.load(1, 1);
@@ -342,8 +342,10 @@ fn every_value_of_the_low_resolution_image_changes_every_step() {
             low[changed] = (low[changed] + 1) % model.spec().shape.levels() as u16;
             let condition = Condition { low: Some(low.into()), ..condition.clone() };
             let after = score(&mut *model, &[(image.clone(), condition)], u32::MAX).remove(0);
-            let same = before.iter().zip(&after).position(|(before, after)| bits(before) == bits(after));
-            assert_eq!(same, None, "{}: value {changed}", package.label);
+            let differ = before.iter().zip(&after).filter(|(before, after)| bits(before) != bits(after)).count();
+            // An encoder shows all of it to every step, maps show what is near.
+            let least = if model.spec().family == "image_transformer" { before.len() } else { 1 };
+            assert!(differ >= least, "{}: value {changed} changes {differ} steps", package.label);
         }
     }
     assert!(tried > 0);

@@ -96,9 +96,18 @@ impl Variant {
         Self { head, architecture: format!("{}\ninput = \"{input}\"", self.architecture), ..self }
     }
 
-    fn encoder(self, [height, width]: [u32; 2]) -> Self {
+    fn encoder(self, low: [u32; 2]) -> Self {
+        self.low(low, "encoder_layers = 2")
+    }
+
+    fn low(self, [height, width]: [u32; 2], architecture: &str) -> Self {
         let condition = format!("{}\nlow_height = {height}\nlow_width = {width}", self.condition);
-        Self { condition, architecture: format!("{}\nencoder_layers = 2", self.architecture), ..self }
+        Self { condition, architecture: format!("{}\n{architecture}", self.architecture), ..self }
+    }
+
+    /// With maps of an image of half the height, if it has halves.
+    fn maps(self, [height, width, ..]: Size) -> Self {
+        self.low([if height.is_multiple_of(2) { height / 2 } else { height }, width], "condition_maps = 4")
     }
 }
 
@@ -132,21 +141,23 @@ fn of_family(family: &str, size: Size, init: Init) -> Vec<Variant> {
             vec![Variant::plain(format!("sharpness = {}", if matches!(init, Init::Zero) { 0.0 } else { 0.7 }))]
         }
         "image_transformer" => image_transformers(size),
-        "pixel_cnn" => {
-            [pixel_rnn("mod", true, false, "kernel_size = 3"), pixel_rnn("contiguous", false, true, "kernel_size = 5")]
-                .map(Variant::plain)
-                .to_vec()
+        "pixel_cnn" => vec![
+            Variant::plain(pixel_rnn("mod", true, false, "kernel_size = 3")),
+            Variant::plain(pixel_rnn("contiguous", false, true, "kernel_size = 5")).maps(size),
+        ],
+        "row_lstm" => vec![
+            Variant::plain(pixel_rnn("contiguous", true, true, "kernel_width = 3\ninitial_state = \"learned\""))
+                .maps(size),
+            Variant::plain(pixel_rnn("mod", false, false, "kernel_width = 1\ninitial_state = \"zero\"")),
+        ],
+        "diagonal_bilstm" => vec![
+            Variant::plain(pixel_rnn("mod", true, false, "pad_state = \"zero\"")),
+            Variant::plain(pixel_rnn("mod", true, true, "pad_state = \"learned\"")),
+            Variant::plain(pixel_rnn("contiguous", true, true, "pad_state = \"evolve\"")).maps(size),
+        ],
+        "gated_pixel_cnn" => {
+            vec![Variant::plain(gated(3, 5, "contiguous")).maps(size), Variant::plain(gated(1, 3, "mod"))]
         }
-        "row_lstm" => [
-            pixel_rnn("contiguous", true, true, "kernel_width = 3\ninitial_state = \"learned\""),
-            pixel_rnn("mod", false, false, "kernel_width = 1\ninitial_state = \"zero\""),
-        ]
-        .map(Variant::plain)
-        .to_vec(),
-        "diagonal_bilstm" => ["zero", "learned", "evolve"]
-            .map(|pad| Variant::plain(pixel_rnn("mod", true, pad != "zero", &format!("pad_state = \"{pad}\""))))
-            .to_vec(),
-        "gated_pixel_cnn" => [gated(3, 5, "contiguous"), gated(1, 3, "mod")].map(Variant::plain).to_vec(),
         other => panic!("family {other:?} has no small package here: add one"),
     }
 }

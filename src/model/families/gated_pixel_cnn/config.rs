@@ -1,6 +1,7 @@
 //! Sizes and choices of one Gated PixelCNN, and the tensors they ask for.
 
 use super::super::raster::grid::Scaling;
+use super::super::raster::low::Low;
 use super::super::raster::masked::{Features, GroupScheme};
 use super::super::raster::settings::{self, MAX_LAYERS, MAX_WIDTH};
 use crate::error::Violations;
@@ -20,6 +21,7 @@ pub(super) struct Config {
     pub(super) head_widths: Vec<u32>,
     pub(super) scheme: GroupScheme,
     pub(super) scaling: Scaling,
+    pub(super) low: Option<Low>,
     /// The features of either stack.
     pub(super) stack: Features,
 }
@@ -41,7 +43,7 @@ impl Config {
         let [input_kernel, kernel] = ["input_kernel", "kernel_size"].map(|key| settings::kernel(fields, key));
         let head_widths = settings::head_widths(fields, channels);
         let (scheme, scaling) = (settings::scheme(fields), settings::scaling(fields));
-        let scheme = scheme?;
+        let (scheme, low) = (scheme?, Low::read(manifest, fields)?);
         Some(Self {
             shape: manifest.shape,
             classes: manifest.condition.classes,
@@ -51,6 +53,7 @@ impl Config {
             head_widths: head_widths?,
             scheme,
             scaling: scaling?,
+            low,
             stack: Features::new(width?, channels, scheme),
         })
     }
@@ -59,6 +62,7 @@ impl Config {
     pub(super) fn tensors(&self) -> Vec<TensorSpec> {
         let (channels, p) = (self.shape.channels(), self.stack.count());
         let mut tensors = settings::head_tensors(self.shape, p, &self.head_widths);
+        tensors.extend(self.low.into_iter().flat_map(Low::tensors));
         let mut add = |name: String, shape: &[u32]| tensors.push(settings::tensor(name, shape));
         for layer in 0..self.layers {
             let name = |part: &str| format!("layers.{layer}.{part}");
@@ -74,6 +78,10 @@ impl Config {
             if self.classes > 0 {
                 add(name("vertical_condition.classes.weight"), &[self.classes, 2 * p]);
                 add(name("horizontal_condition.classes.weight"), &[self.classes, 2 * p]);
+            }
+            if let Some(low) = self.low {
+                add(name("vertical_condition.low.weight"), &[2 * p, low.maps(), 1, 1]);
+                add(name("horizontal_condition.low.weight"), &[2 * p, low.maps(), 1, 1]);
             }
         }
         tensors

@@ -45,7 +45,7 @@ fn build(
 fn network(config: &Config, weights: &Weights, precision: Precision) -> Result<(Network, Schedule), TchError> {
     let _guard = tch::no_grad_guard();
     let channels = config.shape.channels();
-    let (mut network, mut shelf) = (Network::new(precision), Shelf::default());
+    let (mut network, mut shelf) = (Network::new(precision), Shelf::new(config.low));
     let mut phase = |stage, build: fn(Masked<'_>, &Config) -> Result<Phase, TchError>| {
         build(Masked::new(&mut network, weights, &mut shelf, stage, channels), config)
     };
@@ -59,10 +59,12 @@ fn network(config: &Config, weights: &Weights, precision: Precision) -> Result<(
         }
         whole.push(phase(Stage::Whole, horizontal)?);
     }
+    let upsample = config.low.map(|low| low.upsample(&mut network, &mut shelf, weights)).transpose()?;
     let schedule = Schedule {
         grids: shelf.grids,
         scaling: config.scaling,
         opening: Vec::new(),
+        upsample,
         before_row,
         steps,
         whole,
@@ -126,6 +128,13 @@ fn vertical(mut masked: Masked<'_>, config: &Config) -> Result<Phase, TchError> 
                 let class = masked.class(&name("vertical_condition.classes.weight"), stack.gates(2))?;
                 gates = masked.program.add(gates, class)?;
             }
+            let mut low = (Vec::new(), Vec::new());
+            masked.low(&name("vertical_condition"), stack.gates(2), (-1, 0))?.append(&mut low.0, &mut low.1);
+            if let (parts, [weight]) = (low.0, low.1.as_slice()) {
+                let from = masked.side_by_side(parts)?;
+                let linear = Linear { weight: weight.shallow_clone(), residual: Some(gates), ..Linear::default() };
+                gates = masked.program.linear(from, linear)?;
+            }
             let gated = masked.program.gate(gates, Passing::Tanh, None)?;
             let memory = masked.memory(&name("vertical"), stack.count(), kept.places());
             let place = masked.taps(kept, &[(-1, 0)]);
@@ -148,16 +157,17 @@ fn horizontal(mut masked: Masked<'_>, config: &Config) -> Result<Phase, TchError
             let class = masked.class(&name("horizontal_condition.classes.weight"), stack.gates(2))?;
             told = masked.program.add(told, class)?;
         }
+        let low = masked.low(&name("horizontal_condition"), stack.gates(2), (0, 0))?;
         let after = After { activation: None, residual: Some(told) };
         let gates = match below {
             None => {
                 let window = Window::left(config.input_kernel / 2);
-                masked.look_at_pixels(&name("horizontal"), stack.gates(2), &window, after)?
+                masked.look_at_pixels(&name("horizontal"), stack.gates(2), &window, low, after)?
             }
             Some(below) => {
                 let given = masked.value(&name("given"), below, stack, Some(rows(config, 1)))?;
                 let window = Window::left(config.kernel / 2);
-                masked.convolve(&name("horizontal"), stack.gates(2), &given, &window, None, after)?
+                masked.convolve(&name("horizontal"), stack.gates(2), &given, &window, low, after)?
             }
         };
         let gated = masked.program.gate(gates, Passing::Tanh, None)?;

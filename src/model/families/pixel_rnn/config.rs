@@ -1,6 +1,7 @@
 //! Sizes and choices that the PixelRNN family shares, and the tensors they ask for.
 
 use super::super::raster::grid::Scaling;
+use super::super::raster::low::Low;
 use super::super::raster::masked::{Features, GroupScheme};
 use super::super::raster::settings::{self, MAX_LAYERS, MAX_WIDTH};
 use crate::error::Violations;
@@ -55,6 +56,7 @@ pub(super) struct Config {
     pub(super) residual: bool,
     pub(super) skip: bool,
     pub(super) cell: Cell,
+    pub(super) low: Option<Low>,
     /// h features of a layer.
     pub(super) hidden: Features,
     /// 2h features between layers.
@@ -82,7 +84,7 @@ impl Config {
         let head_widths = settings::head_widths(fields, channels);
         let (scheme, scaling) = (settings::scheme(fields), settings::scaling(fields));
         let [residual, skip] = ["residual", "skip"].map(|key| fields.required(key));
-        let cell = read_cell(fields);
+        let (cell, low) = (read_cell(fields), Low::read(manifest, fields));
         let (hidden_width, scheme) = (hidden_width?, scheme?);
         Some(Self {
             shape: manifest.shape,
@@ -95,6 +97,7 @@ impl Config {
             residual: residual?,
             skip: skip?,
             cell: cell?,
+            low: low?,
             hidden: Features::new(hidden_width, channels, scheme),
             wide: Features::new(2 * hidden_width, channels, scheme),
         })
@@ -104,6 +107,7 @@ impl Config {
     pub(super) fn tensors(&self) -> Vec<TensorSpec> {
         let (h, wide) = (self.hidden.count(), self.wide.count());
         let mut tensors = settings::head_tensors(self.shape, wide, &self.head_widths);
+        tensors.extend(self.low.into_iter().flat_map(Low::tensors));
         let mut add = |name: String, shape: &[u32]| tensors.push(settings::tensor(name, shape));
         let mut convolution = |name: &str, [outputs, inputs, rows, columns]: [u32; 4]| {
             add(format!("{name}.weight"), &[outputs, inputs, rows, columns]);
@@ -145,6 +149,9 @@ impl Config {
                 }
                 if self.classes > 0 {
                     add(name("condition.classes.weight"), &[self.classes, gates * h]);
+                }
+                if let Some(low) = self.low {
+                    add(name("condition.low.weight"), &[gates * h, low.maps(), 1, 1]);
                 }
             }
         }

@@ -24,7 +24,8 @@ pub(super) fn layer<'c>(
     let down = masked.value(&name("down"), down, hidden, Some(rows(config, kernel / 2 + 1)))?;
     let after = After { activation: None, residual: class(masked, config, &format!("layers.{layer}"), 1)? };
     let window = Window::square(kernel);
-    let spatial = masked.convolve(&name("spatial"), hidden.gates(1), &down, &window, None, after)?;
+    let low = masked.low(&name("condition"), hidden.gates(1), (0, 0))?;
+    let spatial = masked.convolve(&name("spatial"), hidden.gates(1), &down, &window, low, after)?;
     let spatial = masked.plain(spatial, hidden);
     masked.activate(&name("spatial"), &spatial, Activation::Relu, None)
 }

@@ -113,9 +113,11 @@ fn cell<'c>(
     let input = masked.masked(&weight, hidden.gates(4), &config.wide, (0, 0), Mask::B)?;
     let taps = masked.taps(grid, &side.offsets());
     let mut parts = vec![Part::Memory { memory: states, taps, column: 0, width: hidden.count() }];
-    parts.extend(own);
     let after = After { activation: None, residual: class(masked, config, &name, 4)? };
-    let columns = [above?, beside?, input];
+    let mut columns = vec![above?, beside?];
+    masked.low(&format!("{name}.condition"), hidden.gates(4), (0, 0))?.append(&mut parts, &mut columns);
+    parts.extend(own);
+    columns.push(input);
     let gates = masked.affine(&format!("{name}.input_to_state"), hidden.gates(4), parts, &columns, after)?;
     let [_, beside] = side.offsets();
     row_lstm::cell(masked, &name, hidden, grid, beside, gates)

@@ -10,7 +10,7 @@ use tch::TchError;
 
 use self::config::{Cell, Config, Pad, ReadCell};
 use super::raster::grid::Grid;
-use super::raster::masked::{After, Features, Masked, Shelf, Stage, Window};
+use super::raster::masked::{After, Features, Masked, More, Shelf, Stage, Window};
 use super::raster::settings::kernel;
 use super::raster::{Phase, Raster, Schedule, refusal};
 use crate::decode::{Network, Register};
@@ -75,7 +75,7 @@ fn build(
 fn network(config: &Config, weights: &Weights, precision: Precision) -> Result<(Network, Schedule), TchError> {
     let _guard = tch::no_grad_guard();
     let channels = config.shape.channels();
-    let (mut network, mut shelf) = (Network::new(precision), Shelf::default());
+    let (mut network, mut shelf) = (Network::new(precision), Shelf::new(config.low));
     let mut phase = |network: &mut Network, stage| {
         let program = Masked::new(network, weights, &mut shelf, stage, channels);
         phase(program, config)
@@ -101,10 +101,12 @@ fn network(config: &Config, weights: &Weights, precision: Precision) -> Result<(
         }
         _ => {}
     }
+    let upsample = config.low.map(|low| low.upsample(&mut network, &mut shelf, weights)).transpose()?;
     let schedule = Schedule {
         grids: shelf.grids,
         scaling: config.scaling,
         opening,
+        upsample,
         before_row: Vec::new(),
         steps,
         whole,
@@ -117,8 +119,13 @@ fn network(config: &Config, weights: &Weights, precision: Precision) -> Result<(
 /// The network of section 3.3 as far as the program's stage goes.
 fn phase(mut masked: Masked<'_>, config: &Config) -> Result<Phase, TchError> {
     let wide = &config.wide;
-    let mut z =
-        masked.look_at_pixels("input", wide.gates(1), &Window::square(config.input_kernel), After::default())?;
+    let mut z = masked.look_at_pixels(
+        "input",
+        wide.gates(1),
+        &Window::square(config.input_kernel),
+        More::default(),
+        After::default(),
+    )?;
     let mut skips = None;
     for layer in 0..config.layers {
         let name = |part: &str| format!("layers.{layer}.{part}");

@@ -4,7 +4,7 @@ use tch::{TchError, Tensor};
 
 use super::super::raster::Opening;
 use super::super::raster::grid::{Edge, Grid};
-use super::super::raster::masked::{After, Features, Masked, Shelf, Value, Window};
+use super::super::raster::masked::{After, Features, Masked, More, Shelf, Value, Window};
 use super::config::Config;
 use super::{class, rows};
 use crate::decode::{Network, Part, Register};
@@ -37,8 +37,9 @@ pub(super) fn layer<'c>(
     let taps = masked.taps(grid, &above);
     let state = Part::Memory { memory: states, taps, column: 0, width: hidden.count() };
     let after = After { activation: None, residual: class(masked, config, &format!("layers.{layer}"), 4)? };
+    let more = More::one(state, blocks).and(masked.low(&name("condition"), hidden.gates(4), (0, 0))?);
     let window = Window::left(kernel / 2);
-    let gates = masked.convolve(&name("input_to_state"), hidden.gates(4), &z, &window, Some((state, blocks)), after)?;
+    let gates = masked.convolve(&name("input_to_state"), hidden.gates(4), &z, &window, more, after)?;
     cell(masked, &format!("layers.{layer}"), hidden, grid, (-1, 0), gates)
 }
 

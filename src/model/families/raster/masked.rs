@@ -12,6 +12,7 @@ use tch::{Kind, TchError, Tensor};
 
 use super::Phase;
 use super::grid::{Grid, Pixels, Stencil};
+use super::low::{self, Low};
 use crate::decode::{Activation, Builder, Linear, Memory, Network, Part, Register, Taps};
 use crate::torch::weights::Weights;
 
@@ -102,9 +103,15 @@ pub(in crate::model::families) enum Stage {
 pub(in crate::model::families) struct Shelf {
     memories: HashMap<String, Memory>,
     pub(in crate::model::families) grids: Vec<Grid>,
+    low: Option<Low>,
 }
 
 impl Shelf {
+    /// Nothing yet. `low`: what every layer sees beside its input.
+    pub(in crate::model::families) fn new(low: Option<Low>) -> Self {
+        Self { low, ..Self::default() }
+    }
+
     /// The memory `name`, `width` numbers at each of `places`.
     pub(in crate::model::families) fn memory(
         &mut self,
@@ -289,15 +296,14 @@ impl<'n> Masked<'n> {
         self.program.gather(parts)
     }
 
-    /// A convolution of `value` with mask B, `name`.weight [gates x outputs, inputs, rows, columns], and what `more` brings:
-    /// other parts and the columns of the matrix that belong to them.
+    /// A convolution of `value` with mask B, `name`.weight [gates x outputs, inputs, rows, columns], and what `more` brings.
     pub(in crate::model::families) fn convolve(
         &mut self,
         name: &str,
         outputs: Outputs<'_>,
         value: &Value<'_>,
         window: &Window,
-        more: Option<(Part, Tensor)>,
+        more: More,
         after: After,
     ) -> Result<Register, TchError> {
         let weight = self.weight(name)?;
@@ -309,10 +315,7 @@ impl<'n> Masked<'n> {
         for &offset in &window.offsets {
             columns.push(self.block(&weight, outputs, Some(value.features), window.index(offset))?);
         }
-        if let Some((part, matrix)) = more {
-            parts.push(part);
-            columns.push(matrix);
-        }
+        more.append(&mut parts, &mut columns);
         parts.extend(self.own(value));
         columns.push(self.masked(&weight, outputs, value.features, window.centre, Mask::B)?);
         self.affine(name, outputs, parts, &columns, after)
@@ -324,6 +327,7 @@ impl<'n> Masked<'n> {
         name: &str,
         outputs: Outputs<'_>,
         window: &Window,
+        more: More,
         after: After,
     ) -> Result<Register, TchError> {
         let weight = self.weight(name)?;
@@ -339,9 +343,27 @@ impl<'n> Masked<'n> {
         if own > 0 {
             columns.push(self.masked(&weight, outputs, &inputs, window.centre, Mask::A)?);
         }
-        let from = self.pixels(window.offsets.clone(), own)?;
-        let weight = Tensor::f_cat(&columns, 1)?;
-        self.linear(name, outputs, from, weight, after)
+        let register = self.pixels(window.offsets.clone(), own)?;
+        let mut parts = vec![Part::Register { register, column: 0, width: self.program.width(register)? }];
+        // Behind the pixels: what of them a stage does not see is zero in front of nothing.
+        more.append(&mut parts, &mut columns);
+        self.affine(name, outputs, parts, &columns, after)
+    }
+
+    /// What the cell `name` sees of the low-resolution image at an offset from the node, if there is one: `name`.low.weight
+    /// [gates x outputs, maps, 1, 1].
+    pub(in crate::model::families) fn low(
+        &mut self,
+        name: &str,
+        outputs: Outputs<'_>,
+        offset: (i32, i32),
+    ) -> Result<More, TchError> {
+        let Some(low) = self.shelf.low else { return Ok(More::default()) };
+        let memory = self.memory(low::MEMORY, low.maps(), low.grid().places());
+        let taps = self.taps(low.grid(), &[offset]);
+        let weight = self.weight(&format!("{name}.low"))?;
+        let matrix = self.block(&weight, outputs, None, (0, 0))?;
+        Ok(More::one(Part::Memory { memory, taps, column: 0, width: low.maps() }, matrix))
     }
 
     /// All channels of the pixels at `offsets`, and `own` channels of the pixel itself.
@@ -457,7 +479,7 @@ impl<'n> Masked<'n> {
         from: &Value<'_>,
         after: After,
     ) -> Result<Register, TchError> {
-        self.convolve(name, outputs.gates(1), from, &Window::point(), None, after)
+        self.convolve(name, outputs.gates(1), from, &Window::point(), More::default(), after)
     }
 
     /// The head: hidden.{i} of relu, to each of `maps` after the first in turn, then head of relu, to `levels` logits for
@@ -518,6 +540,31 @@ impl Window {
     /// Where in the kernel an offset lies.
     pub(in crate::model::families) fn index(&self, (down, right): (i32, i32)) -> (u32, u32) {
         (self.centre.0.saturating_add_signed(down), self.centre.1.saturating_add_signed(right))
+    }
+}
+
+/// Parts that a product takes beside its input, and the columns of the matrix that belong to them.
+#[derive(Debug, Default)]
+pub(in crate::model::families) struct More(Vec<(Part, Tensor)>);
+
+impl More {
+    /// One part.
+    pub(in crate::model::families) fn one(part: Part, columns: Tensor) -> Self {
+        Self(vec![(part, columns)])
+    }
+
+    /// These and those of `others`.
+    pub(in crate::model::families) fn and(mut self, others: More) -> Self {
+        self.0.extend(others.0);
+        self
+    }
+
+    /// Puts them behind others.
+    pub(in crate::model::families) fn append(self, parts: &mut Vec<Part>, columns: &mut Vec<Tensor>) {
+        for (part, matrix) in self.0 {
+            parts.push(part);
+            columns.push(matrix);
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 //! other.
 
 pub(super) mod grid;
+pub(super) mod low;
 pub(super) mod masked;
 pub(super) mod settings;
 mod sweep;
@@ -15,6 +16,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use self::grid::{Grid, Pixels, Scaling, Stencil};
+use self::low::Upsample;
 use self::sweep::Sweep;
 use crate::decode::torch::Torch;
 use crate::decode::{self, Network, ProgramId};
@@ -55,6 +57,8 @@ pub(super) struct Schedule {
     pub(super) scaling: Scaling,
     /// Once for each image.
     pub(super) opening: Vec<Opening>,
+    /// Once for each image, for models that take a low-resolution one.
+    pub(super) upsample: Option<Upsample>,
     /// At the start of each row, for all its nodes together.
     pub(super) before_row: Vec<Phase>,
     /// For each step of a pixel in turn; the last phase gives the parameters.

@@ -60,6 +60,24 @@ impl Sweep {
         if let Some(class) = self.classes.get_mut(slot.0 as usize) {
             *class = condition.class.map_or(0, |class| class + 1);
         }
+        let Room { rows, places, numbers, .. } = &mut self.room;
+        if let Some(upsample) = &self.schedule.upsample {
+            let shape = upsample.shape();
+            let low = condition.low.as_deref().and_then(|low| Canvas::with_prefix(shape, low.to_vec()));
+            let Some(low) = low.filter(Canvas::is_complete) else {
+                return Err(ModelError::Step("there is no low-resolution image, or it does not fit".to_owned()));
+            };
+            rows.clear();
+            for (row, column) in (0..shape.height()).flat_map(|row| (0..shape.width()).map(move |column| (row, column)))
+            {
+                numbers.clear();
+                upsample.pixels.collect(&low, self.schedule.scaling, row, column, numbers);
+                places.clear();
+                places.extend(upsample.places(row, column));
+                rows.push(Row { slot: slot.0, inputs: &[0], numbers, places, ..Row::default() });
+            }
+            self.decoder.run(upsample.program, rows, &mut [])?;
+        }
         for opening in &self.schedule.opening {
             self.room.rows.clear();
             for &(input, place) in &opening.rows {
