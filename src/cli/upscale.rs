@@ -53,11 +53,11 @@ mod tests {
 
     #[test]
     fn a_small_image_is_shown_enlarged_and_sent_as_it_is() {
-        let [shape, low] = [(2, 4), (1, 2)].map(|(height, width)| Shape::new(height, width, 3, 256).unwrap());
+        let [shape, low] = [(4, 2), (2, 1)].map(|(height, width)| Shape::new(height, width, 3, 256).unwrap());
         let file = codec::encode_png(&[1, 2, 3, 4, 5, 6], low).unwrap();
         let found = subject(&Kind { shape, order: Order::Raster, low: Some(low) }, &file).unwrap();
-        let row = [1, 2, 3, 1, 2, 3, 4, 5, 6, 4, 5, 6];
-        assert_eq!(found.before, [[row, row].concat()]);
+        let [above, below] = [[1, 2, 3, 1, 2, 3], [4, 5, 6, 4, 5, 6]];
+        assert_eq!(found.before, [[above, above, below, below].concat()]);
         assert_eq!(found.conditioning.low_resolution.unwrap().data, file);
         let none = subject(&Kind { shape, order: Order::Raster, low: None }, &file).unwrap_err();
         assert!(none.contains("takes no low-resolution image"));
