@@ -25,20 +25,22 @@ pub(super) struct Assembly {
 }
 
 impl Assembly {
-    /// Empty images, as many as `started` promises and at most `most`.
-    pub(super) fn new(started: GenerationStarted, most: u32) -> Result<Self, String> {
+    /// Images that hold `prefix` (raw values in rank order) and nothing else, `most` of them, as `started` must promise.
+    pub(super) fn new(started: GenerationStarted, most: u32, prefix: &[u8]) -> Result<Self, String> {
         let shape = shape(started.shape.as_ref())?;
-        let order = order(&started, shape)?;
+        let order = order(started.order(), started.blocks, shape)?;
         if started.image_count != most {
             return Err(format!("it promised {} images, {most} were asked for", started.image_count));
         }
-        let images = (0..most).map(|_| Canvas::empty(shape)).collect();
+        let known = codec::values_from_raw(prefix, shape)?;
+        let image = Canvas::with_prefix(shape, known).ok_or("its images are smaller than what is known of them")?;
+        let images = vec![image; most as usize];
         Ok(Self { started, shape, order, images })
     }
 
-    /// Values that all images will hold.
+    /// Values that are to come for all images.
     pub(super) fn total(&self) -> u64 {
-        self.images.len() as u64 * u64::from(self.shape.values())
+        self.images.iter().map(|image| u64::from(self.shape.values() - image.known())).sum()
     }
 
     /// Takes in a run; returns how many values it held.
@@ -74,9 +76,9 @@ impl Assembly {
     }
 }
 
-/// The order of generation that `started` tells.
-fn order(started: &GenerationStarted, shape: Shape) -> Result<Order, String> {
-    match (started.order(), started.blocks) {
+/// An order from the wire, its blocks checked like any others.
+pub(super) fn order(order: proto::Order, blocks: Option<proto::Blocks>, shape: Shape) -> Result<Order, String> {
+    match (order, blocks) {
         (proto::Order::Raster, None) => Ok(Order::Raster),
         (proto::Order::BlockRaster, Some(proto::Blocks { height, width })) => {
             let blocks = Blocks::new(shape, height, width).map_err(|violations| violations.to_string())?;
@@ -111,7 +113,7 @@ mod tests {
 
     #[test]
     fn interleaved_runs_become_images() {
-        let mut assembly = Assembly::new(started(300), 2).unwrap();
+        let mut assembly = Assembly::new(started(300), 2, &[]).unwrap();
         assert_eq!(assembly.total(), 4);
         assert_eq!(assembly.add(&run(1, 0, &[1, 0, 44 - 1, 1])), Ok(2));
         assert_eq!(assembly.add(&run(0, 0, &[2, 0])), Ok(1));
@@ -133,7 +135,7 @@ mod tests {
             image_count: 1,
             ..GenerationStarted::default()
         };
-        let mut assembly = Assembly::new(started(2, 1), 1).unwrap();
+        let mut assembly = Assembly::new(started(2, 1), 1, &[]).unwrap();
         assembly.add(&run(0, 0, &[1, 2, 3, 4])).unwrap();
         let completed = GenerationCompleted {
             crc32c: vec![crc32c::crc32c(&[1, 2, 3, 4])],
@@ -142,20 +144,29 @@ mod tests {
         };
         assert_eq!(assembly.finish(&completed).unwrap()[0].raster, [1, 3, 2, 4]);
         for (height, width) in [(0, 0), (3, 1), (1, 3), (u32::MAX, u32::MAX)] {
-            assert!(Assembly::new(started(height, width), 1).is_err(), "blocks of {height} x {width}");
+            assert!(Assembly::new(started(height, width), 1, &[]).is_err(), "blocks of {height} x {width}");
         }
-        assert!(Assembly::new(GenerationStarted { blocks: None, ..started(1, 1) }, 1).is_err(), "blocks not told");
+        assert!(Assembly::new(GenerationStarted { blocks: None, ..started(1, 1) }, 1, &[]).is_err(), "blocks not told");
+    }
+
+    #[test]
+    fn what_is_known_is_not_sent_again() {
+        let mut assembly = Assembly::new(started(4), 2, &[3]).unwrap();
+        assert_eq!(assembly.total(), 2);
+        assert!(assembly.add(&run(0, 0, &[1])).is_err(), "it begins behind the prefix");
+        assert_eq!(assembly.add(&run(0, 1, &[1])), Ok(1));
+        assert!(Assembly::new(started(4), 2, &[0; 3]).is_err(), "a prefix beyond the image");
     }
 
     #[test]
     fn what_cannot_be_true_is_refused() {
-        let fresh = || Assembly::new(started(4), 2).unwrap();
+        let fresh = || Assembly::new(started(4), 2, &[]).unwrap();
         assert!(fresh().add(&run(2, 0, &[1])).is_err(), "no such image");
         assert!(fresh().add(&run(0, 1, &[1])).is_err(), "a gap");
         assert!(fresh().add(&run(0, 0, &[4])).is_err(), "no such level");
         assert!(fresh().add(&run(0, 0, &[1, 1, 1])).is_err(), "too many");
-        assert!(Assembly::new(started(4), 3).is_err(), "another count");
-        assert!(Assembly::new(started(1), 2).is_err(), "no shape");
+        assert!(Assembly::new(started(4), 3, &[]).is_err(), "another count");
+        assert!(Assembly::new(started(1), 2, &[]).is_err(), "no shape");
         let told = |crc: u32| GenerationCompleted {
             crc32c: vec![crc; 2],
             log_likelihoods: vec![0.0; 2],

@@ -5,8 +5,11 @@ mod assembly;
 mod bench;
 mod check;
 mod client;
+mod complete;
 mod connect;
+mod draw;
 mod failure;
+mod from_images;
 mod models;
 mod npy;
 mod output;
@@ -16,6 +19,7 @@ mod sample;
 mod score;
 mod serve;
 mod source;
+mod upscale;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -46,6 +50,10 @@ enum Command {
     Serve(serve::Serve),
     /// Sample images
     Sample(sample::Sample),
+    /// Keep the upper part of images and draw the rest
+    Complete(complete::Complete),
+    /// Draw larger versions of small images
+    Upscale(upscale::Upscale),
     /// Score images: exact likelihood in bits per dimension
     Score(score::Score),
     /// List models
@@ -86,6 +94,8 @@ fn execute(command: Command) -> Result<(), Failure> {
         match command {
             Command::Serve(serve) => Box::pin(serve.run()).await,
             Command::Sample(sample) => Box::pin(sample.run()).await,
+            Command::Complete(complete) => Box::pin(complete.run()).await,
+            Command::Upscale(upscale) => Box::pin(upscale.run()).await,
             Command::Score(score) => Box::pin(score.run()).await,
             Command::Models(models) => Box::pin(models.run()).await,
             Command::Check(check) => Box::pin(check.run()).await,

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::failure::Failure;
 use super::source::Source;
 use super::{client, connect, output};
-use crate::rpc::proto::{Backend, Model, Precision};
+use crate::rpc::proto::{Backend, ImageShape, Model, Precision};
 
 const AFTER_HELP: &str = "\
 Columns: shape is height x width x channels, slots are images that can be in the making at once, memory is what one of
@@ -38,6 +38,7 @@ struct Line<'a> {
     description: &'a str,
     shape: Option<[u32; 3]>,
     levels: Option<u32>,
+    low_resolution_shape: Option<[u32; 3]>,
     class_count: u32,
     class_required: bool,
     max_running_images: u32,
@@ -59,6 +60,7 @@ impl Models {
 
 fn json(model: &Model) -> Line<'_> {
     let shape = model.shape.as_ref();
+    let sizes = |shape: &ImageShape| [shape.height, shape.width, shape.channels];
     Line {
         name: client::short(&model.name),
         state: client::state(model),
@@ -66,8 +68,9 @@ fn json(model: &Model) -> Line<'_> {
         revision: &model.revision,
         architecture: &model.architecture,
         description: &model.description,
-        shape: shape.map(|shape| [shape.height, shape.width, shape.channels]),
+        shape: shape.map(sizes),
         levels: shape.map(|shape| shape.levels),
+        low_resolution_shape: model.low_resolution_shape.as_ref().map(sizes),
         class_count: model.class_count,
         class_required: model.class_required,
         max_running_images: model.max_running_images,
@@ -130,7 +133,7 @@ pub(super) fn table(models: &[Model]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rpc::proto::{ImageShape, ModelState};
+    use crate::rpc::proto::ModelState;
 
     #[test]
     fn the_table_lines_up_and_tells_faults() {

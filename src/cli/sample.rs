@@ -4,19 +4,16 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Args;
-use indicatif::ProgressBar;
 use serde::Serialize;
-use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
-use super::assembly::{Assembly, Finished};
+use super::assembly::Finished;
+use super::draw::{Batch, Controls, draw};
 use super::failure::Failure;
 use super::source::{Granularity, Source};
-use super::{client, connect, npy, output, progress};
-use crate::image::{Shape, codec};
-use crate::rpc::proto::generation_service_client::GenerationServiceClient;
-use crate::rpc::proto::stream_generate_images_response::Event;
-use crate::rpc::proto::{Conditioning, GenerationSpec, SamplingParams, StreamGenerateImagesRequest};
+use super::{client, connect, npy, output};
+use crate::image::codec;
+use crate::rpc::proto::{Conditioning, StreamGenerateImagesRequest};
 
 /// Images on one line of a contact sheet at most, if classes do not say it.
 const SHEET_COLUMNS: u32 = 8;
@@ -46,30 +43,11 @@ Examples:
 pub(super) struct Sample {
     #[command(flatten)]
     source: Source,
-    /// Model to sample; may be left out if there is only one
-    #[arg(long, default_value = "", hide_default_value = true)]
-    model: String,
+    #[command(flatten)]
+    controls: Controls,
     /// Class label, or several as 0,1,2: one stream for each, all at once
     #[arg(long, value_name = "LABEL", value_delimiter = ',', allow_negative_numbers = true)]
     class: Vec<u32>,
-    /// Images of each class
-    #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true)]
-    count: u32,
-    /// Seed of the noise; drawn at random, and told, if left out
-    #[arg(long, allow_negative_numbers = true)]
-    seed: Option<u64>,
-    /// Noise number of the first image
-    #[arg(long, value_name = "NUMBER", default_value_t = 0, allow_negative_numbers = true)]
-    first_index: u32,
-    /// Divides the logits, 0 to 100: below 1 keeps to the likely, 0 always takes the likeliest value [default: 1]
-    #[arg(long, value_name = "T", allow_negative_numbers = true)]
-    temperature: Option<f32>,
-    /// Draw from the K likeliest values only, at least 1 [default: all]
-    #[arg(long, value_name = "K", allow_negative_numbers = true)]
-    top_k: Option<u32>,
-    /// Draw from the fewest values that have this much probability together, above 0 and at most 1 [default: 1]
-    #[arg(long, value_name = "P", allow_negative_numbers = true)]
-    top_p: Option<f32>,
     /// Smallest unit that the stream carries; values are the most immediate, rows the least work
     #[arg(long, value_enum, default_value_t = Granularity::Value)]
     granularity: Granularity,
@@ -85,23 +63,6 @@ pub(super) struct Sample {
     /// Tell everything about the images as one JSON object
     #[arg(long)]
     json: bool,
-}
-
-/// What one stream brought.
-struct Batch {
-    class: Option<u32>,
-    first_index: u32,
-    model: String,
-    revision: String,
-    shape: Shape,
-    images: Vec<Finished>,
-}
-
-impl Batch {
-    /// The images with their noise numbers.
-    fn numbered(&self) -> impl Iterator<Item = (&Finished, u32)> {
-        self.images.iter().zip(self.first_index..=u32::MAX)
-    }
 }
 
 #[derive(Serialize)]
@@ -138,13 +99,12 @@ impl Sample {
             std::fs::create_dir_all(dir)
                 .map_err(|error| Failure::Usage(format!("cannot make {}: {error}", dir.display())))?;
         }
-        // One seed for all streams. 48 random bits: every JSON reader keeps whole numbers below 2^53 exact.
-        let seed = self.seed.unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0 >> 16);
+        let seed = self.controls.seed();
         let requests = self.requests(seed)?;
 
         let work = async |channel: &Channel| {
             let began = Instant::now();
-            let batches = sample_all(channel, requests).await?;
+            let batches = draw(channel, requests).await?;
             Ok((batches, began.elapsed().as_secs_f64()))
         };
         let (batches, seconds) = connect::with(self.source.target()?, work).await?;
@@ -157,33 +117,17 @@ impl Sample {
         let classes =
             if self.class.is_empty() { vec![None] } else { self.class.iter().copied().map(Some).collect::<Vec<_>>() };
         let request = |(k, class_label): (usize, Option<u32>)| {
-            let first = u32::try_from(k).ok()?.checked_mul(self.count)?.checked_add(self.first_index)?;
-            let spec = GenerationSpec {
-                model: self.model.clone(),
-                image_count: Some(self.count),
-                conditioning: class_label.map(|_| Conditioning { class_label, ..Conditioning::default() }),
-                sampling: Some(SamplingParams {
-                    temperature: self.temperature,
-                    top_k: self.top_k,
-                    top_p: self.top_p,
-                    seed: Some(seed),
-                    ..SamplingParams::default()
-                }),
-                first_image_index: first,
-                ..GenerationSpec::default()
-            };
-            let flush = Some(self.granularity.flush());
-            Some(StreamGenerateImagesRequest { spec: Some(spec), flush, include_log_probs: false })
+            let conditioning = class_label.map(|_| Conditioning { class_label, ..Conditioning::default() });
+            self.controls.request(k, seed, conditioning, self.granularity)
         };
-        let requests: Option<Vec<_>> = classes.into_iter().enumerate().map(request).collect();
-        requests.ok_or_else(|| Failure::Usage("--count: noise numbers must stay below 4294967296".to_owned()))
+        classes.into_iter().enumerate().map(request).collect()
     }
 
     fn write_files(&self, batches: &[Batch]) -> Result<(), Failure> {
         let Some(shape) = batches.first().map(|batch| batch.shape) else { return Ok(()) };
         let images: Vec<&Finished> = batches.iter().flat_map(|batch| &batch.images).collect();
         if let Some(path) = &self.out {
-            let columns = sheet_columns(batches.len() as u32, self.count);
+            let columns = sheet_columns(batches.len() as u32, self.controls.count);
             let rasters: Vec<Vec<u16>> = images.iter().map(|image| image.raster.clone()).collect();
             let sheet = codec::contact_sheet(&rasters, shape, columns);
             output::file(path, &sheet.map_err(|what| Failure::Usage(format!("--out: {what}; use --out-dir")))?)?;
@@ -239,62 +183,6 @@ impl Sample {
             files.join(", "),
         ))
     }
-}
-
-/// Runs all requests at once; the first failure ends the others. Answers come in the order of the requests.
-async fn sample_all(channel: &Channel, requests: Vec<StreamGenerateImagesRequest>) -> Result<Vec<Batch>, Failure> {
-    let bar = progress::bar("values");
-    let mut tasks = JoinSet::new();
-    for (k, request) in requests.into_iter().enumerate() {
-        let (channel, bar) = (channel.clone(), bar.clone());
-        tasks.spawn(async move { sample_one(channel, request, &bar).await.map(|batch| (k, batch)) });
-    }
-    let mut batches = Vec::new();
-    while let Some(done) = tasks.join_next().await {
-        batches.push(done.map_err(|error| Failure::Internal(error.to_string()))??);
-    }
-    bar.finish_and_clear();
-    batches.sort_by_key(|(k, _)| *k);
-    Ok(batches.into_iter().map(|(_, batch)| batch).collect())
-}
-
-async fn sample_one(
-    channel: Channel,
-    request: StreamGenerateImagesRequest,
-    bar: &ProgressBar,
-) -> Result<Batch, Failure> {
-    let spec = request.spec.clone().unwrap_or_default();
-    let class = spec.conditioning.as_ref().and_then(|conditioning| conditioning.class_label);
-    let broken = |what: &str| match class {
-        Some(class) => Failure::Internal(format!("the stream of class {class} is broken: {what}")),
-        None => Failure::Internal(format!("the stream is broken: {what}")),
-    };
-    let mut client = GenerationServiceClient::new(channel).max_decoding_message_size(client::MAX_ANSWER);
-    let mut stream = client.stream_generate_images(request).await?.into_inner();
-    let mut assembly = None;
-    while let Some(message) = stream.message().await? {
-        match (message.event, &mut assembly) {
-            (Some(Event::Started(started)), None) => {
-                let fresh = Assembly::new(started, spec.image_count()).map_err(|what| broken(&what))?;
-                bar.inc_length(fresh.total());
-                assembly = Some(fresh);
-            }
-            (Some(Event::Sampled(sampled)), Some(assembly)) => {
-                for run in &sampled.runs {
-                    bar.inc(assembly.add(run).map_err(|what| broken(&what))?);
-                }
-            }
-            (Some(Event::Completed(completed)), Some(_)) => {
-                let Some(assembly) = assembly.take() else { break };
-                let (model, revision, shape) =
-                    (assembly.started.model.clone(), assembly.started.model_revision.clone(), assembly.shape);
-                let images = assembly.finish(&completed).map_err(|what| broken(&what))?;
-                return Ok(Batch { class, first_index: spec.first_image_index, model, revision, shape, images });
-            }
-            _ => return Err(broken("its events came in an order that makes no sense")),
-        }
-    }
-    Err(broken("it was cut"))
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use tonic::transport::Channel;
 
 use super::assembly::shape;
 use super::failure::Failure;
+use super::from_images::read_png;
 use super::source::Source;
 use super::{client, connect, npy, output, progress};
 use crate::image::{Shape, codec};
@@ -24,8 +25,6 @@ use crate::rpc::proto::{
 
 /// Items read ahead of what was sent.
 const READ_AHEAD: usize = 16;
-/// Largest PNG file that is read; no image of this project comes near it.
-const MAX_PNG_BYTES: u64 = 64 << 20;
 
 const AFTER_HELP: &str = "\
 Images are PNG files as `pixeld sample --out-dir` writes them (a contact sheet is none), or one NumPy file of
@@ -243,12 +242,7 @@ fn send(
     match input {
         Input::Png(paths) => {
             for (index, path) in paths.iter().enumerate() {
-                let refuse = |what: String| Failure::Usage(format!("{}: {what}", path.display()));
-                let size = std::fs::metadata(path).map_err(|error| refuse(error.to_string()))?.len();
-                if size > MAX_PNG_BYTES {
-                    return Err(refuse(format!("must be a PNG file of one image, got {size} bytes")));
-                }
-                let data = std::fs::read(path).map_err(|error| refuse(error.to_string()))?;
+                let data = read_png(path)?;
                 if !send(item(index, ImageEncoding::Png, data)) {
                     break;
                 }

@@ -23,7 +23,7 @@ impl Default for Tuning {
 impl Tuning {
     /// Checks the three controls; `None` leaves one at its default.
     ///
-    /// `temperature` 0..=100 divides the logits (0 takes the likeliest value, the lowest on a tie); `top_k` >= 1 keeps
+    /// `temperature` 0..=100 divides the logits, which are the logarithms of the levels' probabilities (0 takes the likeliest value, the lowest on a tie); `top_k` >= 1 keeps
     /// the k likeliest values; `top_p` in (0, 1] keeps the smallest set of likeliest values of at least that mass, after
     /// temperature and `top_k`. Ties go to the lower value.
     ///

@@ -128,6 +128,7 @@ pub(super) fn model(name: &str, state: &State, draining: bool) -> proto::Model {
         architecture: spec.family.to_owned(),
         class_count: spec.condition.classes,
         class_required: spec.condition.class_required,
+        low_resolution_shape: spec.condition.low.map(shape),
         max_running_images: spec.slots,
         device_bytes_per_image: spec.bytes_per_slot,
         ready_time: Some(since.into()),

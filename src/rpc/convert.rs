@@ -86,11 +86,17 @@ pub(super) fn generation(
         proto::Reproducibility::Unspecified | proto::Reproducibility::BatchInvariant => Reproducibility::BatchInvariant,
     };
     let Some(handle) = handle else { return Err(violations.into()) };
+    let low_resolution = {
+        let mut found = Violations::new();
+        let values = low_resolution(conditioning.low_resolution.as_ref(), handle.spec(), &mut found);
+        violations.add_within("spec", found);
+        values
+    };
     let request = SampleRequest {
         image_count: spec.image_count,
         first_image_index: spec.first_image_index,
         class_label: conditioning.class_label,
-        low_resolution: None,
+        low_resolution,
         prefix: conditioning.prefix.into(),
         temperature: sampling.temperature,
         top_k: sampling.top_k,
@@ -167,9 +173,14 @@ pub(super) fn score_item(
         let bytes = conditioning.prefix.len();
         found.add("conditioning.prefix", format!("must be empty where an image is scored, got {bytes} bytes"));
     }
-    let condition = job::check_condition(conditioning.class_label, None, &spec.condition, &mut found);
+    let condition = {
+        let low = low_resolution(conditioning.low_resolution.as_ref(), spec, &mut found);
+        job::check_condition(conditioning.class_label, low, &spec.condition, &mut found)
+    };
     let canvas = match &item.image {
-        Some(image) => canvas(image, spec, &mut found),
+        // The codec has checked number and range, so the canvas is there.
+        Some(image) => raster(image, "image", spec.shape, &mut found)
+            .and_then(|raster| Canvas::from_raster(spec.shape, spec.order, &raster)),
         None => {
             found.add("image", "must be there");
             None
@@ -180,26 +191,28 @@ pub(super) fn score_item(
     canvas.filter(|_| whole).map(|canvas| (canvas, condition))
 }
 
-fn canvas(image: &proto::Image, spec: &ModelSpec, violations: &mut Violations) -> Option<Canvas> {
-    let shape = spec.shape;
+/// The values of a low-resolution image, of which [`job::check_condition`] says whether it may be there.
+fn low_resolution(given: Option<&proto::Image>, spec: &ModelSpec, violations: &mut Violations) -> Option<Vec<u16>> {
+    let given = given?;
+    let Some(shape) = spec.condition.low else { return Some(Vec::new()) };
+    // One that cannot be read has been named, and need not be called missing too.
+    let unreadable = || vec![0; shape.values() as usize];
+    Some(raster(given, "conditioning.low_resolution", shape, violations).unwrap_or_else(unreadable))
+}
+
+/// The values of `image`, which must be of `shape`, in raster order.
+fn raster(image: &proto::Image, field: &str, shape: Shape, violations: &mut Violations) -> Option<Vec<u16>> {
+    let wanted = super::answer::shape(shape);
     if let Some(given) = image.shape
-        && given != super::answer::shape(shape)
+        && given != wanted
     {
-        violations
-            .add("image.shape", format!("must be {}, got {}", describe(super::answer::shape(shape)), describe(given)));
+        violations.add(format!("{field}.shape"), format!("must be {}, got {}", describe(wanted), describe(given)));
     }
-    let raster = match encoding(image.encoding, "image.encoding", violations) {
+    let raster = match encoding(image.encoding, &format!("{field}.encoding"), violations) {
         proto::ImageEncoding::Png => codec::decode_png(&image.data, shape),
         _ => raw_raster(&image.data, shape),
     };
-    match raster {
-        // The codec has checked number and range, so the canvas is there.
-        Ok(raster) => Canvas::from_raster(shape, spec.order, &raster),
-        Err(description) => {
-            violations.add("image.data", description);
-            None
-        }
-    }
+    raster.map_err(|description| violations.add(format!("{field}.data"), description)).ok()
 }
 
 fn raw_raster(data: &[u8], shape: Shape) -> Result<Vec<u16>, String> {

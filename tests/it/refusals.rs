@@ -33,7 +33,7 @@ fn timeout(seconds: i64, nanos: i32) -> GenerationSpec {
 }
 
 fn prefix(bytes: Vec<u8>) -> GenerationSpec {
-    with(|spec| spec.conditioning = Some(Conditioning { prefix: bytes.into(), class_label: None }))
+    with(|spec| spec.conditioning = Some(Conditioning { prefix: bytes.into(), ..Conditioning::default() }))
 }
 
 /// Specs beside the fields they violate.
@@ -41,7 +41,11 @@ fn bad_specs() -> Vec<(GenerationSpec, &'static [&'static str])> {
     let everything = GenerationSpec {
         model: String::new(),
         image_count: Some(0),
-        conditioning: Some(Conditioning { class_label: Some(2), prefix: vec![16].into() }),
+        conditioning: Some(Conditioning {
+            class_label: Some(2),
+            prefix: vec![16].into(),
+            low_resolution: Some(Image::default()),
+        }),
         sampling: Some(SamplingParams {
             temperature: Some(-1.0),
             top_k: Some(0),
@@ -85,6 +89,7 @@ fn bad_specs() -> Vec<(GenerationSpec, &'static [&'static str])> {
                 "spec.sampling.reproducibility",
                 "spec.image_count",
                 "spec.conditioning.class_label",
+                "spec.conditioning.low_resolution",
                 "spec.conditioning.prefix",
                 "spec.sampling.temperature",
                 "spec.sampling.top_k",
@@ -152,7 +157,8 @@ async fn every_broken_rule_of_a_scoring_request_is_named() {
     items[2].image = Some(Image { data: vec![0; 59].into(), encoding: 1, shape: wrong_shape });
     items[3].image = Some(Image { data: vec![16; 60].into(), encoding: 3, shape: None });
     items[4].image = Some(Image { data: b"\x89PNG\r\n\x1a\nno".to_vec().into(), encoding: 2, shape: None });
-    items[5].conditioning = Some(Conditioning { class_label: Some(2), prefix: vec![1].into() });
+    items[5].conditioning =
+        Some(Conditioning { class_label: Some(2), prefix: vec![1].into(), low_resolution: Some(Image::default()) });
     let request = ScoreImagesRequest { spec: Some(ScoringSpec { detail: 5, ..ScoringSpec::default() }), items };
     let status = daemon.scoring().score_images(request).await.unwrap_err();
     let fields = [
@@ -166,6 +172,7 @@ async fn every_broken_rule_of_a_scoring_request_is_named() {
         "items[4].image.data",
         "items[5].conditioning.prefix",
         "items[5].conditioning.class_label",
+        "items[5].conditioning.low_resolution",
     ];
     assert_eq!(refusal(&status), (Code::InvalidArgument, "INVALID_REQUEST".into(), fields.map_to_owned()));
 

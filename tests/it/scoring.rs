@@ -121,7 +121,7 @@ async fn the_first_bad_item_ends_a_stream_naming_item_and_field_after_the_scores
     let daemon = Daemon::steady().await;
     let mut bad = item(2);
     bad.image.as_mut().unwrap().data = vec![0; 3].into();
-    bad.conditioning = Some(Conditioning { prefix: vec![0].into(), class_label: Some(9) });
+    bad.conditioning = Some(Conditioning { prefix: vec![0].into(), class_label: Some(9), ..Conditioning::default() });
     let spec = || part(Part::Spec(ScoringSpec::default()));
     let parts = vec![spec(), part(Part::Item(item(0))), part(Part::Item(item(1))), part(Part::Item(bad))];
     let (scores, ended) = score_all(&daemon, parts).await;

@@ -88,7 +88,7 @@ impl Reading<'_> {
             let now = Instant::now();
             match event {
                 Some(Event::Started(started)) if self.assembly.is_none() => {
-                    let assembly = Assembly::new(started, self.arrived.images()).map_err(|what| broken(&what))?;
+                    let assembly = Assembly::new(started, self.arrived.images(), &[]).map_err(|what| broken(&what))?;
                     self.assembly = Some(assembly);
                     if self.arrived.role == Role::Slow {
                         tokio::time::sleep_until((now + self.arrived.pause).into()).await;

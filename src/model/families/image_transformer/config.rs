@@ -143,6 +143,7 @@ impl Config {
         let widths = [config.model_width, config.key_width, config.value_width, config.feed_forward_width];
         let values = u64::from(low.values());
         let widest = widths.into_iter().map(u64::from).fold(values * u64::from(config.heads), u64::max);
+        // One row alone would go through the steps of a decoder, which may add up in another order than spans of rows.
         if values < 2 || values * widest > MAX_ENCODER_FLOATS {
             let why = "low_height x low_width x channels must be at least 2, and times itself and the heads, or times a \
                        width, at most";

@@ -55,7 +55,11 @@ impl Grid {
     /// The cell whose content is the input at `cell`; the first has none.
     pub(super) fn before(&self, cell: Rank) -> Option<Rank> {
         match self.local {
-            Local::TwoD { block: [rows, columns], shift_per_block: true, .. } if cell % (rows * columns) == 0 => None,
+            Local::TwoD { block: [rows, columns], shift_per_block: true, .. }
+                if cell.is_multiple_of(rows * columns) =>
+            {
+                None
+            }
             _ => cell.checked_sub(1),
         }
     }

@@ -111,7 +111,7 @@ impl PixelModel for ImageTransformer {
     ) -> Result<(), ModelError> {
         let class = self.class(slot)?;
         let each = self.config.cell_values();
-        if known.end > canvas.known() || known.start % each != 0 || known.end % each != 0 {
+        if known.end > canvas.known() || !known.start.is_multiple_of(each) || !known.end.is_multiple_of(each) {
             return Err(ModelError::Step(format!("ranks {known:?} of {} are to be taken in", canvas.known())));
         }
         let (mut from, end) = (known.start / each, known.end / each);
@@ -132,7 +132,7 @@ impl PixelModel for ImageTransformer {
         let each = self.config.cell_values();
         self.batch.rows.clear();
         for StepRow { slot, canvas } in rows {
-            if canvas.is_complete() || canvas.known() % each != 0 {
+            if canvas.is_complete() || !canvas.known().is_multiple_of(each) {
                 return Err(ModelError::Step(format!("the image in {slot:?} stands at {}", canvas.known())));
             }
             let (class, cell) = (self.class(*slot)?, canvas.known() / each);

@@ -293,3 +293,35 @@ fn a_foreign_layout_is_permuted_when_weights_are_loaded() {
     assert_eq!(parameters("oai")[..8], [0, 1, 2, 3, 8, 9, 14, 15]);
     assert_eq!(parameters("t2t")[..8], [0, 1, 2, 5, 3, 6, 4, 7]);
 }
+
+/// More positions than the native backend evaluates together where rows are independent.
+#[test]
+fn every_position_of_a_large_low_resolution_image_sees_all_others_on_both_backends() {
+    let text = "format = 1\nname = \"t\"\nfamily = \"image_transformer\"\n[image]\nheight = 2\nwidth = 2\nchannels = 1\n\
+        levels = 5\norder = \"raster\"\n[head]\nkind = \"categorical\"\n[condition]\nlow_height = 9\nlow_width = 11\n\
+        [architecture]\nlayers = 1\nmodel_width = 8\nheads = 2\nkey_width = 4\nvalue_width = 6\nfeed_forward_width = 8\n\
+        query_block = 2\npositions = \"sinusoidal\"\nnorm = \"post\"\nencoder_layers = 2\n";
+    let manifest = Manifest::parse(text.as_bytes()).unwrap();
+    let mut index = 0;
+    let mut model = load(&manifest, 1, |spec| {
+        index += 1;
+        let numbers = 0..spec.shape.iter().product::<u64>() as u32;
+        let numbers: Vec<f32> = numbers.map(|element| 3.0 * (noise::uniform(9, index, element) as f32 - 0.5)).collect();
+        shaped(&numbers, spec)
+    });
+    let low: Vec<u16> = (0..99).map(|place| (noise::uniform(3, 0, place) * 5.0) as u16).collect();
+    let condition = Condition { low: Some(low.into()), ..Condition::default() };
+    let canvas = Canvas::with_prefix(model.spec.shape, vec![0; 4]).unwrap();
+    let (mut stepped, mut scored) = (ParamRows::new(5), ParamRows::new(5));
+    model.open(Slot(0), &condition).unwrap();
+    model.step(&[StepRow { slot: Slot(0), canvas: &Canvas::empty(model.spec.shape) }], &mut stepped).unwrap();
+    model.score(&[ScoreRow { canvas: &canvas, condition: &condition }], 0, 1, &mut scored).unwrap();
+    for (stepped, scored) in stepped.row(0).iter().zip(scored.row(0)) {
+        assert!((stepped - scored).abs() < 1e-4, "{stepped} against {scored}");
+    }
+    assert!(model.open(Slot(0), &Condition::default()).is_err(), "the low-resolution image is missing");
+    let short = Condition { low: Some(vec![0; 98].into()), ..Condition::default() };
+    assert!(model.open(Slot(0), &short).is_err(), "it is too short");
+    let beyond = Condition { low: Some(vec![5; 99].into()), ..Condition::default() };
+    assert!(model.open(Slot(0), &beyond).is_err(), "it holds what is no level");
+}

@@ -13,7 +13,8 @@ pub(in crate::model::families) const MAX_WIDTH: u32 = 1 << 14;
 const MAX_KERNEL: u32 = 63;
 const MAX_HEAD_LAYERS: usize = 16;
 
-/// Reads the `architecture` table of `manifest` with `read`, which gives `None` where it noted a fault.
+/// Reads the `architecture` table of `manifest` with `read`, which gives `None` where it noted a fault. The family generates
+/// pixel after pixel and has the head that `head` accepts, `kind`.
 ///
 /// # Errors
 /// Every fault, under its key.

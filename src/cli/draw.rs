@@ -1,0 +1,147 @@
+//! Drawing images: the flags that the commands share which do, their requests, and what the streams bring.
+
+use clap::Args;
+use indicatif::ProgressBar;
+use tokio::task::JoinSet;
+use tonic::transport::Channel;
+
+use super::assembly::{Assembly, Finished};
+use super::failure::Failure;
+use super::source::Granularity;
+use super::{client, progress};
+use crate::image::Shape;
+use crate::rpc::proto::generation_service_client::GenerationServiceClient;
+use crate::rpc::proto::stream_generate_images_response::Event;
+use crate::rpc::proto::{Conditioning, GenerationSpec, SamplingParams, StreamGenerateImagesRequest};
+
+/// What is drawn, and how.
+#[derive(Args, Debug)]
+pub(super) struct Controls {
+    /// Model that draws; may be left out if there is only one
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub(super) model: String,
+    /// Images of each class, or of each image given
+    #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true)]
+    pub(super) count: u32,
+    /// Seed of the noise; drawn at random, and told, if left out
+    #[arg(long, allow_negative_numbers = true)]
+    seed: Option<u64>,
+    /// Noise number of the first image
+    #[arg(long, value_name = "NUMBER", default_value_t = 0, allow_negative_numbers = true)]
+    first_index: u32,
+    /// Divides the logits, 0 to 100: below 1 keeps to the likely, 0 always takes the likeliest value [default: 1]
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    temperature: Option<f32>,
+    /// Draw from the K likeliest values only, at least 1 [default: all]
+    #[arg(long, value_name = "K", allow_negative_numbers = true)]
+    top_k: Option<u32>,
+    /// Draw from the fewest values that have this much probability together, above 0 and at most 1 [default: 1]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    top_p: Option<f32>,
+}
+
+impl Controls {
+    /// The seed given, or a fresh one: one for all streams. 48 random bits, since every JSON reader keeps whole numbers
+    /// below 2^53 exact.
+    pub(super) fn seed(&self) -> u64 {
+        self.seed.unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0 >> 16)
+    }
+
+    /// The `k`-th request; noise numbers follow each other from one to the next.
+    pub(super) fn request(
+        &self,
+        k: usize,
+        seed: u64,
+        conditioning: Option<Conditioning>,
+        granularity: Granularity,
+    ) -> Result<StreamGenerateImagesRequest, Failure> {
+        let before = u32::try_from(k).ok().and_then(|k| k.checked_mul(self.count)?.checked_add(self.first_index));
+        let too_many = || Failure::Usage("--count: noise numbers must stay below 4294967296".to_owned());
+        let spec = GenerationSpec {
+            model: self.model.clone(),
+            image_count: Some(self.count),
+            conditioning,
+            sampling: Some(SamplingParams {
+                temperature: self.temperature,
+                top_k: self.top_k,
+                top_p: self.top_p,
+                seed: Some(seed),
+                ..SamplingParams::default()
+            }),
+            first_image_index: before.ok_or_else(too_many)?,
+            ..GenerationSpec::default()
+        };
+        let flush = Some(granularity.flush());
+        Ok(StreamGenerateImagesRequest { spec: Some(spec), flush, include_log_probs: false })
+    }
+}
+
+/// What one stream brought.
+pub(super) struct Batch {
+    pub(super) class: Option<u32>,
+    pub(super) first_index: u32,
+    pub(super) model: String,
+    pub(super) revision: String,
+    pub(super) shape: Shape,
+    pub(super) images: Vec<Finished>,
+}
+
+impl Batch {
+    /// The images with their noise numbers.
+    pub(super) fn numbered(&self) -> impl Iterator<Item = (&Finished, u32)> {
+        self.images.iter().zip(self.first_index..=u32::MAX)
+    }
+}
+
+/// Carries all requests out at once; the first failure ends the others. Answers come in the order of the requests.
+pub(super) async fn draw(channel: &Channel, requests: Vec<StreamGenerateImagesRequest>) -> Result<Vec<Batch>, Failure> {
+    let bar = progress::bar("values");
+    let mut tasks = JoinSet::new();
+    for (k, request) in requests.into_iter().enumerate() {
+        let (channel, bar) = (channel.clone(), bar.clone());
+        tasks.spawn(async move { one(channel, request, &bar).await.map(|batch| (k, batch)) });
+    }
+    let mut batches = Vec::new();
+    while let Some(done) = tasks.join_next().await {
+        batches.push(done.map_err(|error| Failure::Internal(error.to_string()))??);
+    }
+    bar.finish_and_clear();
+    batches.sort_by_key(|(k, _)| *k);
+    Ok(batches.into_iter().map(|(_, batch)| batch).collect())
+}
+
+async fn one(channel: Channel, request: StreamGenerateImagesRequest, bar: &ProgressBar) -> Result<Batch, Failure> {
+    let spec = request.spec.clone().unwrap_or_default();
+    let class = spec.conditioning.as_ref().and_then(|conditioning| conditioning.class_label);
+    let prefix = spec.conditioning.as_ref().map(|conditioning| conditioning.prefix.as_ref()).unwrap_or_default();
+    let broken = |what: &str| match class {
+        Some(class) => Failure::Internal(format!("the stream of class {class} is broken: {what}")),
+        None => Failure::Internal(format!("the stream is broken: {what}")),
+    };
+    let mut client = GenerationServiceClient::new(channel).max_decoding_message_size(client::MAX_ANSWER);
+    let mut stream = client.stream_generate_images(request).await?.into_inner();
+    let mut assembly = None;
+    while let Some(message) = stream.message().await? {
+        match (message.event, &mut assembly) {
+            (Some(Event::Started(started)), None) => {
+                let fresh = Assembly::new(started, spec.image_count(), prefix).map_err(|what| broken(&what))?;
+                bar.inc_length(fresh.total());
+                assembly = Some(fresh);
+            }
+            (Some(Event::Sampled(sampled)), Some(assembly)) => {
+                for run in &sampled.runs {
+                    bar.inc(assembly.add(run).map_err(|what| broken(&what))?);
+                }
+            }
+            (Some(Event::Completed(completed)), Some(_)) => {
+                let Some(assembly) = assembly.take() else { break };
+                let (model, revision, shape) =
+                    (assembly.started.model.clone(), assembly.started.model_revision.clone(), assembly.shape);
+                let images = assembly.finish(&completed).map_err(|what| broken(&what))?;
+                return Ok(Batch { class, first_index: spec.first_image_index, model, revision, shape, images });
+            }
+            _ => return Err(broken("its events came in an order that makes no sense")),
+        }
+    }
+    Err(broken("it was cut"))
+}

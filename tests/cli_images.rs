@@ -1,0 +1,89 @@
+//! `pixeld complete` and `pixeld upscale` on a package of the reference's, which enlarges images block after block.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests count as product code to clippy")]
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use pixeld::image::{Shape, codec};
+use serde_json::Value;
+
+const NAME: &str = "encoder_pre_blocks_torchscript";
+
+/// A directory of packages with that one, and what the reference knows of it.
+fn models() -> (tempfile::TempDir, Value) {
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/image_transformer").join(NAME);
+    let root = tempfile::tempdir().unwrap();
+    std::fs::create_dir(root.path().join(NAME)).unwrap();
+    for file in ["model.toml", "weights.pt"] {
+        std::fs::copy(from.join(file), root.path().join(NAME).join(file)).unwrap();
+    }
+    (root, serde_json::from_slice(&std::fs::read(from.join("golden.json")).unwrap()).unwrap())
+}
+
+fn pixeld(models: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pixeld"));
+    command.env("PIXELD__MODELS__EMBEDDED", "false").args(arguments).arg("--models").arg(models).output().unwrap()
+}
+
+fn values(list: &Value) -> Vec<u16> {
+    list.as_array().unwrap().iter().map(|value| value.as_u64().unwrap() as u16).collect()
+}
+
+#[test]
+fn a_small_image_is_enlarged_to_what_the_reference_makes_of_it() {
+    let (models, golden) = models();
+    let [shape, low] = [(4, 6), (2, 3)].map(|(height, width)| Shape::new(height, width, 1, 17).unwrap());
+    let file = |name: &str| models.path().join(name).to_str().unwrap().to_owned();
+    let plain =
+        |sample: &&Value| sample["temperature"] == 1.0 && sample["top_k"].is_null() && sample["top_p"].is_null();
+    let sample = golden["samples"].as_array().unwrap().iter().find(plain).unwrap();
+    std::fs::write(file("small.png"), codec::encode_png(&values(&sample["low"]), low).unwrap()).unwrap();
+    let (seed, index) = (sample["seed"].to_string(), sample["image"].to_string());
+    let (small, out, dir) = (file("small.png"), file("sheet.png"), file("larger-images"));
+    let output = pixeld(
+        models.path(),
+        &["upscale", &small, "--seed", &seed, "--first-index", &index, "--out", &out, "--out-dir", &dir],
+    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let made = std::fs::read(Path::new(&dir).join(format!("small-{index}.png"))).unwrap();
+    assert_eq!(codec::decode_png(&made, shape).unwrap(), values(&sample["values"]));
+    // One line of two images, each enlarged to 96 pixels, with gaps of 4.
+    let sheet = Shape::new(4 + 64 + 4, 4 + 96 + 4 + 96 + 4, 3, 256).unwrap();
+    assert!(codec::decode_png(&std::fs::read(&out).unwrap(), sheet).is_ok());
+
+    // The image does not fit as one to be completed, nor can a model be left without what it needs.
+    let output = pixeld(models.path(), &["complete", "--keep-rows", "2", &small]);
+    assert_eq!(output.status.code(), Some(64));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("small.png: must be 6 pixels wide and 4 high"));
+    let output = pixeld(models.path(), &["sample", "--out", &out]);
+    assert_eq!(output.status.code(), Some(64));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("needs a low-resolution image of 2 x 3"));
+}
+
+#[test]
+fn a_completion_keeps_the_rows_that_were_given() {
+    let root = tempfile::tempdir().unwrap();
+    let manifest = "format = 1\nname = \"toy\"\nfamily = \"toy\"\n[image]\nheight = 4\nwidth = 3\nchannels = 3\nlevels = 64\n\
+                    order = \"block_raster\"\nblock_height = 2\nblock_width = 1\nblock_unit = \"pixels\"\n\
+                    [head]\nkind = \"categorical\"\n[architecture]\nsharpness = 0.1\n";
+    std::fs::create_dir(root.path().join("toy")).unwrap();
+    std::fs::write(root.path().join("toy/model.toml"), manifest).unwrap();
+    let shape = Shape::new(4, 3, 3, 64).unwrap();
+    let given: Vec<u16> = (0..36).collect();
+    let file = |name: &str| root.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(file("given.png"), codec::encode_png(&given, shape).unwrap()).unwrap();
+    let (image, dir) = (file("given.png"), file("completed"));
+    let arguments = ["complete", "--keep-rows", "2", "--count", "2", "--seed", "5", "--out-dir", &dir, &image];
+    let output = pixeld(root.path(), &arguments);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let completed = ["given-0.png", "given-1.png"]
+        .map(|name| codec::decode_png(&std::fs::read(Path::new(&dir).join(name)).unwrap(), shape).unwrap());
+    for image in &completed {
+        assert_eq!(image[..18], given[..18]);
+        assert_ne!(image[18..], given[18..]);
+    }
+    assert_ne!(completed[0], completed[1]);
+    let output = pixeld(root.path(), &["complete", "--keep-rows", "1", &image]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("multiple of the 2 rows of a block"));
+}
