@@ -4,7 +4,7 @@ export CARGO_TARGET_DIR ?= $(CURDIR)/target
 PYTHON ?= python3
 TOOLS := $(shell $(PYTHON) scripts/setup.py --where 2>/dev/null)/tools
 
-.PHONY: help setup build demo test fuzz check fmt clippy deny doc readme test-pytorch bench-peers train goldens
+.PHONY: help setup build demo test fuzz miri check fmt clippy deny doc readme test-pytorch bench-peers train goldens
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -24,6 +24,9 @@ test: setup ## every test that needs no PyTorch
 
 fuzz: setup ## hold the decode backends to each other on thousands of random networks
 	PROPTEST_CASES=$(or $(CASES),2000) cargo test --release --locked --lib decode::tests
+
+miri: setup ## interpret the kernels and their unsafe entry, looking for undefined behaviour (needs a nightly toolchain with miri)
+	RUSTFLAGS="-C target-feature=+avx2,+fma" cargo +nightly miri test --locked --lib decode::native::tests
 
 check: fmt clippy deny doc ## the checks that are not tests
 

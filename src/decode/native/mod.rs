@@ -5,9 +5,11 @@
 //! Keys: for each slot, head and sixteen places, feature after feature, so that a query meets sixteen keys at once. Values:
 //! for each slot, head and place, the features, padded to whole groups. Memories: for each slot and place, the numbers.
 
+mod attend;
 mod isa;
 mod kernels;
 mod pack;
+mod pointwise;
 pub mod probe;
 
 use std::fmt;
@@ -15,8 +17,10 @@ use std::sync::Arc;
 
 pub use isa::Isa;
 
-use self::kernels::{Activate, Attend, Cell, Gate, Group, LANES, Lanes, Linear, Normalise, Places, add};
+use self::attend::{Attend, Places};
+use self::kernels::{Group, LANES, Lanes, Linear, Normalise, add};
 use self::pack::{Bf16, F32, Format, Matrix, vector};
+use self::pointwise::{Activate, Cell, Gate};
 use super::program::{
     Activation, Attention, NOWHERE, Needs, Network, Op, Part, Passing, Program, ProgramId, Register, Sight, Taps,
 };
@@ -593,3 +597,6 @@ impl<F: Format> Decoder for Native<F> {
         Ok(Box::new(Self::new(Arc::clone(&self.compiled), slots, self.isa)?))
     }
 }
+
+#[cfg(test)]
+mod tests;

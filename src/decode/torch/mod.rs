@@ -8,16 +8,21 @@
 //! Batch invariance: libtorch's matrix products give bit-identical rows only from some number of rows on, since fewer are
 //! multiplied by code that sums in another order. A step over rings therefore runs over the slots 0..n for the least
 //! allowed n, wanted or not; slots nobody wants write to a spare place that nobody sees. Which n are allowed is found by
-//! trying. Rows over memories are padded to whole [`PIECE`]s and multiplied piece by piece; where a trial shows that the
+//! trying. Rows over memories are padded to whole pieces and multiplied piece by piece; where a trial shows that the
 //! bits of a product depend on the place of a row in its piece, as with very few outputs, it is written as sums instead.
+
+mod product;
+mod rings;
 
 use std::fmt;
 
 use tch::{Device, Kind, TchError, Tensor};
 
+use self::product::{PIECE, Product, is_steady, multiply};
+use self::rings::{Ring, Window, Write, look, show, store};
 use super::program::{
     Activation, Attention, Linear, Memory, NOWHERE, Network, Normalisation, Op, Part, Passing, Program, ProgramId,
-    Register, Sight, Taps,
+    Register, Taps,
 };
 use super::{Decoder, Row, Rows};
 use crate::model::{ModelError, Slot};
@@ -26,19 +31,6 @@ use crate::spec::Precision;
 const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
 /// Steps are tried at multiples of this many slots. Below four rows, libtorch multiplies matrices by other code.
 const BUCKET: usize = 4;
-/// Rows that are multiplied together where memories are worked on. Whole pieces also keep every row out of the tail of an
-/// element-wise operation, which libtorch computes by other code: two vectors of 512 bits at most.
-const PIECE: usize = 32;
-
-/// Keys and values of every slot; one place more than the ring has, which nobody sees.
-struct Ring {
-    /// [slots, heads, places + 1, head_key]
-    keys: Tensor,
-    /// [slots, heads, places + 1, head_value]
-    values: Tensor,
-    places: u32,
-    attention: Attention,
-}
 
 /// The memory of every slot, place after place; then a row of zeros, and a spare one.
 struct Store {
@@ -67,26 +59,6 @@ enum Reach {
     },
 }
 
-/// Which images and ranks of rings an evaluation covers.
-struct Window {
-    first: i64,
-    /// Images B, consecutive from `first` on.
-    images: i64,
-    /// Ranks T of each.
-    ranks: i64,
-    write: Write,
-    /// Added to the attention scores: 0 or minus infinity, [B, T, places + 1].
-    mask: Tensor,
-}
-
-/// Where new keys and values go.
-enum Write {
-    /// Row by row: the place of each of B images. T is 1.
-    Each(Vec<i64>),
-    /// Rank by rank, the same in every image.
-    Span(Tensor),
-}
-
 /// A network and the state of its slots.
 pub struct Torch {
     programs: Vec<Program>,
@@ -102,17 +74,6 @@ pub struct Torch {
     smallest_buckets: Vec<usize>,
     /// For each program and operation, how it is multiplied over memories.
     products: Vec<Vec<Product>>,
-}
-
-/// How a linear map is computed.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Product {
-    /// All rows at once.
-    Whole,
-    /// [`PIECE`] rows at a time.
-    Pieces,
-    /// The same, as sums of products element by element: slow, but each row for itself.
-    Sums,
 }
 
 impl fmt::Debug for Torch {
@@ -484,42 +445,6 @@ fn places(feed: &Feed, taps: Taps, places: u32, nowhere: i64) -> Vec<i64> {
     .collect()
 }
 
-/// weight x from + bias.
-fn multiply(from: &Tensor, linear: &Linear, product: Product) -> Result<Tensor, TchError> {
-    let (rows, _) = from.size2()?;
-    let piece = |from: &Tensor| match product {
-        Product::Whole | Product::Pieces => from.f_linear(&linear.weight, linear.bias.as_ref()),
-        Product::Sums => {
-            let products = from.f_unsqueeze(1)?.f_mul(&linear.weight)?;
-            let sums = products.f_sum_dim_intlist([2i64].as_slice(), false, None)?;
-            linear.bias.as_ref().map_or(Ok(sums.shallow_clone()), |bias| sums.f_add(bias))
-        }
-    };
-    if product == Product::Whole || rows <= PIECE as i64 {
-        return piece(from);
-    }
-    let pieces: Vec<Tensor> = (0..rows)
-        .step_by(PIECE)
-        .map(|first| piece(&from.f_narrow(0, first, PIECE as i64)?))
-        .collect::<Result<_, TchError>>()?;
-    Tensor::f_cat(&pieces, 0)
-}
-
-/// Whether a row of a piece has the same bits wherever in it the row stands, as far as some trials tell.
-fn is_steady(linear: &Linear) -> Result<bool, TchError> {
-    const TRIALS: i64 = 8;
-    let (_, inputs) = linear.weight.size2()?;
-    for trial in 0..TRIALS {
-        let row = Tensor::f_arange(inputs, FLOAT)?.f_add_scalar(trial * inputs)?.f_mul_scalar(0.7)?.f_cos()?;
-        let rows = row.f_unsqueeze(0)?.f_repeat([PIECE as i64, 1])?;
-        let result = multiply(&rows, linear, Product::Pieces)?;
-        if !result.f_equal(&result.f_narrow(0, 0, 1)?.f_expand_as(&result)?)? {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
 fn activate(from: &Tensor, activation: Activation) -> Result<Tensor, TchError> {
     match activation {
         Activation::Relu => from.f_relu(),
@@ -563,81 +488,6 @@ fn share_op(op: &Op) -> Op {
         Op::Store { from, ring } => Op::Store { from: *from, ring: *ring },
         Op::Look { from, ring, sight } => Op::Look { from: *from, ring: *ring, sight: *sight },
     }
-}
-
-/// Sets `mask` to 0 for every place that `row` sees.
-fn show(row: &Row<'_>, mask: &mut [f32]) {
-    for range in row.seen {
-        let seen = mask.get_mut(range.start as usize..range.end as usize).unwrap_or_default();
-        seen.fill(0.0);
-    }
-}
-
-/// Writes `from` [B * T, keys and values of all heads] to the ring.
-fn store(from: &Tensor, ring: &Ring, window: &Window, precision: Precision) -> Result<(), TchError> {
-    let [heads, head_key, head_value] =
-        [ring.attention.heads, ring.attention.head_key, ring.attention.head_value].map(i64::from);
-    let keys = from.f_narrow(1, 0, heads * head_key)?;
-    let values = from.f_narrow(1, heads * head_key, heads * head_value)?;
-    for (new, to, width) in [(keys, &ring.keys, head_key), (values, &ring.values, head_value)] {
-        let new = match precision {
-            Precision::F32 => new,
-            Precision::Bf16 => new.f_to_kind(Kind::BFloat16)?.f_to_kind(Kind::Float)?,
-        };
-        write(&new.f_reshape([window.images, window.ranks, heads, width])?.f_transpose(1, 2)?, to, window)?;
-    }
-    Ok(())
-}
-
-/// Attention of `from` [B * T, queries of all heads]: [B * T, values].
-fn look(from: &Tensor, ring: &Ring, sight: Sight, window: &Window) -> Result<Tensor, TchError> {
-    let [heads, head_key, head_value] =
-        [ring.attention.heads, ring.attention.head_key, ring.attention.head_value].map(i64::from);
-    let &Window { first, images, ranks, .. } = window;
-    let (batch, places) = (images * heads, i64::from(ring.places));
-    let query =
-        from.f_view([images, ranks, heads, head_key])?.f_transpose(1, 2)?.f_reshape([batch, ranks, head_key])?;
-    // [B * heads, places + 1, head_key] and [.., head_value]: views of the state.
-    let keys = ring.keys.f_narrow(0, first, images)?.f_flatten(0, 1)?;
-    let values = ring.values.f_narrow(0, first, images)?.f_flatten(0, 1)?;
-    let (scores, values) = match sight {
-        Sight::All => (query.f_bmm(&keys.f_narrow(1, 0, places)?.f_transpose(1, 2)?)?, values.f_narrow(1, 0, places)?),
-        Sight::Seen => {
-            // One mask for all heads of an image; for all images too where they see the same.
-            let mask = match window.write {
-                Write::Span(_) => window.mask.shallow_clone(),
-                Write::Each(_) => window.mask.f_repeat_interleave_self_int(heads, 0, batch)?,
-            };
-            (mask.f_baddbmm(&query, &keys.f_transpose(1, 2)?, 1.0, 1.0)?, values)
-        }
-    };
-    scores
-        .f_softmax(-1, None)?
-        .f_bmm(&values)?
-        .f_view([images, heads, ranks, head_value])?
-        .f_transpose(1, 2)?
-        .f_reshape([images * ranks, heads * head_value])
-}
-
-/// Writes `rows` [B, heads, T, width] into `state` [slots, heads, places + 1, width].
-fn write(rows: &Tensor, state: &Tensor, window: &Window) -> Result<(), TchError> {
-    let to = state.f_narrow(0, window.first, window.images)?;
-    match &window.write {
-        Write::Each(places) => {
-            let size = to.size();
-            let (heads, ring, width) = match *size.as_slice() {
-                [_, heads, ring, width] => (heads, ring, width),
-                _ => return Err(TchError::Shape(format!("state of shape {size:?}"))),
-            };
-            let rows_of =
-                |(image, &place): (i64, &i64)| (0..heads).map(move |head| (image * heads + head) * ring + place);
-            let at: Vec<i64> = (0..).zip(places).flat_map(rows_of).collect();
-            let rows = rows.f_reshape([window.images * heads, width])?;
-            let _ = to.f_view([-1, width])?.f_index_copy_(0, &Tensor::f_from_slice(&at)?, &rows)?;
-        }
-        Write::Span(places) => _ = to.shallow_clone().f_index_copy_(2, places, rows)?,
-    }
-    Ok(())
 }
 
 impl Decoder for Torch {
