@@ -73,7 +73,7 @@ RECIPES = {
     "digits_transformer_2d": Recipe(
         "image_transformer", "Handwritten digits, 8x8, by class: quarter by quarter, with 2-D local attention",
         transformer(5, 88, 0.15, attention="local_2d", block_height=4, block_width=4, block_unit="pixels",
-                    memory_height=4, memory_width=4, shift="block_raster"), epochs=28),
+                    memory_height=4, memory_width=4, shift="block_raster"), epochs=40),
     "digits_transformer_mixture": Recipe(
         "image_transformer", "Handwritten digits, 8x8, by class: ordinal input and a mixture of logistics",
         transformer(5, 88, 0.15, query_block=16, positions="learned", input="ordinal_relu", components=5),
@@ -89,7 +89,7 @@ RECIPES = {
         masked(3, 0.3, hidden_width=40, residual=True, skip=True, pad_state="learned"), epochs=22),
     "digits_pixel_cnn": Recipe(
         "pixel_cnn", "Handwritten digits, 8x8, by class: PixelCNN",
-        masked(10, 0.3, hidden_width=40, residual=True, skip=True, kernel_size=3), epochs=28),
+        masked(10, 0.3, hidden_width=40, residual=True, skip=True, kernel_size=3), epochs=40),
     "digits_gated_pixel_cnn": Recipe(
         "gated_pixel_cnn", "Handwritten digits, 8x8, by class: Gated PixelCNN",
         masked(8, 0.3, stack_width=40, kernel_size=3), epochs=40),
@@ -99,7 +99,7 @@ RECIPES = {
     "digits_multi_scale": Recipe(
         "pixel_cnn", "Handwritten digits, 8x8, by class: the upper of two stages, from 4x4",
         masked(8, 0.3, hidden_width=40, residual=True, skip=True, kernel_size=3, low_height=4, low_width=4,
-               condition_maps=16), epochs=28, low_model="digits_multi_scale_low"),
+               condition_maps=16), epochs=28),
     "digits_multi_scale_low": Recipe(
         "pixel_cnn", "Handwritten digits, 4x4, by class: the lower of two stages",
         masked(4, 0.3, hidden_width=32, residual=True, skip=True, kernel_size=3), epochs=40, side=4),

@@ -42,10 +42,10 @@ class MaskedConv2d(nn.Conv2d):
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: tuple[int, int], channels: int, scheme: str,
-                 output_scheme: Optional[str] = None, gates: int = 1, mask: str = "B", left: Optional[int] = None,
-                 top: Optional[int] = None) -> None:
+                 output_scheme: Optional[str] = None, gates: int = 1, mask: str = "B", left: Optional[int] = None
+                 ) -> None:
         super().__init__(inputs, outputs * gates, kernel)
-        self.top = kernel[0] // 2 if top is None else top
+        self.top = kernel[0] // 2
         self.left = kernel[1] // 2 if left is None else left
         self.pads = [self.left, kernel[1] - 1 - self.left, self.top, kernel[0] - 1 - self.top]
         self.channels = channels

@@ -366,10 +366,10 @@ class ImageTransformer(nn.Module):
         categorical head, [B, H, W, P] of a mixture; what stands at a cell does not depend on the values of that cell
         nor on any of higher rank.
         """
-        content = torch.zeros(0)
         if self.pixels is not None:
             content = self.pixels(values)  # [B, L, d]
-        if self.values is not None:
+        else:
+            assert self.values is not None
             content = self.values(values)
         cells = cells_by_rank(self.height, self.grid_columns, self.block_height, self.block_width).to(values.device)
         # The input at rank t is the cell of rank t - 1, and zeros at t = 0 (per_block: at the first rank of a block).
