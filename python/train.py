@@ -3,9 +3,10 @@
     python python/train.py NAME                 # trains on the whole training part, writes models/NAME/
     python python/train.py NAME --validate      # holds a validation part out of the training part, writes nothing
 
-Every fifth image (index % 5 == 0) is held out and read only once, after training, for the number in the manifest. Sizes
-and lengths were chosen with --validate, which trains without the images of index % 5 == 1 and reports their bits/dim
-along the way. The same seed, machine and PyTorch give the same weights; for the same bytes of weights.pt, whose
+Every fifth image (index % 5 == 0) is held out and read after training, for the number in the manifest; two packages,
+digits_pixel_cnn and digits_transformer_2d, were trained for longer after a first look at theirs. Sizes and lengths of
+digits were chosen with --validate, which trains without the images of index % 5 == 1 and reports their bits/dim along
+the way; those of the others are first guesses. The same seed, machine and PyTorch give the same weights; for the same bytes of weights.pt, whose
 TorchScript code lists attributes in hash order, set PYTHONHASHSEED=0.
 """
 

@@ -268,6 +268,12 @@ impl Network {
         Memory(self.memories.len() - 1)
     }
 
+    /// Every memory with its width and places.
+    #[cfg(test)]
+    pub(crate) fn memories(&self) -> impl Iterator<Item = (Memory, u32, u32)> {
+        self.memories.iter().enumerate().map(|(index, &(width, places))| (Memory(index), width, places))
+    }
+
     /// Keys and values of `places` places.
     pub fn ring(&mut self, attention: Attention, places: u32) -> Ring {
         self.rings.push((attention, places));

@@ -1,7 +1,7 @@
 //! The families there are. Adding one is one file in `families/` and one line here.
 
 use super::PixelModel;
-use super::families::{gated_pixel_cnn, image_transformer, pixel_rnn, toy};
+use super::families::{gated_pixel_cnn, image_transformer, pixel_cnn_pp, pixel_rnn, toy};
 use super::manifest::Manifest;
 use super::weights::{TensorSpec, WeightsFile};
 use crate::error::Violations;
@@ -52,5 +52,6 @@ pub const FAMILIES: &[Family] = &[
     pixel_rnn::DIAGONAL_BILSTM,
     pixel_rnn::PIXEL_CNN,
     gated_pixel_cnn::FAMILY,
+    pixel_cnn_pp::FAMILY,
     toy::FAMILY,
 ];

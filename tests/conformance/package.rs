@@ -57,10 +57,18 @@ pub(crate) fn packages(size: Size, init: Init) -> Vec<Package> {
 /// Every family in every variant, on the default backend.
 pub(crate) fn variants(size: Size, init: Init) -> Vec<Package> {
     let variants = |family: &'static Family| {
+        let size = fitting(family.name, size);
         let made = of_family(family.name, size, init).into_iter();
         made.map(move |variant| package(family, size, &variant, init))
     };
     FAMILIES.iter().flat_map(variants).collect()
+}
+
+/// The least size from `size` on that a family takes.
+fn fitting(family: &str, [height, width, channels, levels]: Size) -> Size {
+    // Its coarsest maps have one node for four rows and columns.
+    let unit = if family == "pixel_cnn_pp" { 4 } else { 1 };
+    [height.next_multiple_of(unit), width.next_multiple_of(unit), channels, levels]
 }
 
 /// What a manifest says beside the size: lines of its tables.
@@ -70,13 +78,17 @@ pub(crate) struct Variant {
     pub(crate) head: String,
     pub(crate) condition: String,
     pub(crate) architecture: String,
+    /// How far apart random weights lie.
+    pub(crate) spread: f32,
 }
+
+const MIXTURE: &str = "kind = \"logistic_mixture\"\ncomponents = 3\nlayout = \"saha\"";
 
 impl Variant {
     /// Raster order, a categorical head, two classes.
     pub(crate) fn plain(architecture: String) -> Self {
         let [order, head] = ["order = \"raster\"", "kind = \"categorical\""].map(str::to_owned);
-        Self { order, head, condition: "classes = 2".to_owned(), architecture }
+        Self { order, head, condition: "classes = 2".to_owned(), architecture, spread: 1.6 }
     }
 
     fn in_blocks([height, width]: [u32; 2], unit: &str, memory: [u32; 2], shift: &str, architecture: &str) -> Self {
@@ -92,8 +104,7 @@ impl Variant {
     }
 
     fn mixture(self, input: &str) -> Self {
-        let head = "kind = \"logistic_mixture\"\ncomponents = 3\nlayout = \"saha\"".to_owned();
-        Self { head, architecture: format!("{}\ninput = \"{input}\"", self.architecture), ..self }
+        Self { head: MIXTURE.to_owned(), architecture: format!("{}\ninput = \"{input}\"", self.architecture), ..self }
     }
 
     fn encoder(self, low: [u32; 2]) -> Self {
@@ -114,7 +125,7 @@ impl Variant {
 /// One variant of one family.
 pub(crate) fn package(family: &'static Family, size: Size, variant: &Variant, init: Init) -> Package {
     let [height, width, channels, levels] = size;
-    let Variant { order, head, condition, architecture } = variant;
+    let Variant { order, head, condition, architecture, spread } = variant;
     let mut text = format!(
         "format = 1\nname = \"tiny\"\nfamily = \"{}\"\n[image]\nheight = {height}\nwidth = {width}\nchannels = {channels}\n\
          levels = {levels}\n{order}\n[head]\n{head}\n[condition]\n{condition}\n[architecture]\n{architecture}\n",
@@ -124,7 +135,7 @@ pub(crate) fn package(family: &'static Family, size: Size, variant: &Variant, in
     let tensors = (family.tensors)(&manifest).expect("the test writes good manifests");
     let mut weights = Vec::new();
     if !tensors.is_empty() {
-        weights = weights_file(&tensors, init);
+        weights = weights_file(&tensors, init, *spread);
         let sha256: String = Sha256::digest(&weights).iter().map(|byte| format!("{byte:02x}")).collect();
         write!(text, "[weights]\nfile = \"weights.safetensors\"\nsha256 = \"{sha256}\"\n")
             .expect("a string takes text");
@@ -158,6 +169,7 @@ fn of_family(family: &str, size: Size, init: Init) -> Vec<Variant> {
         "gated_pixel_cnn" => {
             vec![Variant::plain(gated(3, 5, "contiguous")).maps(size), Variant::plain(gated(1, 3, "mod"))]
         }
+        "pixel_cnn_pp" => vec![pixel_cnn_pp(1), pixel_cnn_pp(2)],
         other => panic!("family {other:?} has no small package here: add one"),
     }
 }
@@ -221,10 +233,16 @@ fn gated(layers: u32, kernel_size: u32, group_scheme: &str) -> String {
     )
 }
 
-fn weights_file(tensors: &[TensorSpec], init: Init) -> Vec<u8> {
+/// A net so deep that wider weights would drive its parameters out of what single precision can tell apart.
+fn pixel_cnn_pp(blocks: u32) -> Variant {
+    let plain = Variant::plain(format!("stream_width = 3\nblocks = {blocks}"));
+    Variant { head: MIXTURE.to_owned(), spread: 0.5, ..plain }
+}
+
+fn weights_file(tensors: &[TensorSpec], init: Init, spread: f32) -> Vec<u8> {
     let number = |tensor: usize, element: usize| match init {
         Init::Zero => 0.0,
-        Init::Random(seed) => 1.6 * (noise::uniform(seed, tensor as u32, element as u32) as f32 - 0.5),
+        Init::Random(seed) => spread * (noise::uniform(seed, tensor as u32, element as u32) as f32 - 0.5),
     };
     let data: Vec<Vec<u8>> = tensors
         .iter()

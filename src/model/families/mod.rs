@@ -2,6 +2,7 @@
 
 pub mod gated_pixel_cnn;
 pub mod image_transformer;
+pub mod pixel_cnn_pp;
 pub mod pixel_rnn;
 mod raster;
 pub mod toy;

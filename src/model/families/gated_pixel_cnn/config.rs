@@ -1,8 +1,8 @@
 //! Sizes and choices of one Gated PixelCNN, and the tensors they ask for.
 
+use super::super::raster::features::{Features, GroupScheme};
 use super::super::raster::grid::Scaling;
 use super::super::raster::low::Low;
-use super::super::raster::masked::{Features, GroupScheme};
 use super::super::raster::settings::{self, MAX_LAYERS, MAX_WIDTH};
 use crate::error::Violations;
 use crate::image::Shape;
@@ -32,7 +32,7 @@ impl Config {
     /// # Errors
     /// Every fault, under its key.
     pub(super) fn read(manifest: &Manifest) -> Result<Self, Violations> {
-        settings::read(manifest, |fields| Self::read_fields(manifest, fields))
+        settings::read(manifest, "categorical", |fields| Self::read_fields(manifest, fields))
     }
 
     fn read_fields(manifest: &Manifest, fields: &mut Fields<'_>) -> Option<Self> {

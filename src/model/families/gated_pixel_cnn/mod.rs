@@ -9,8 +9,9 @@ mod config;
 use tch::{TchError, Tensor};
 
 use self::config::Config;
+use super::raster::features::Features;
 use super::raster::grid::Grid;
-use super::raster::masked::{After, Features, Masked, Shelf, Stage, Window};
+use super::raster::masked::{After, Masked, Shelf, Stage, Window};
 use super::raster::{Phase, Raster, Schedule, refusal};
 use crate::decode::{Linear, Memory, Network, Part, Passing, Register};
 use crate::error::Violations;

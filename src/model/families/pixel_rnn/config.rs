@@ -1,8 +1,8 @@
 //! Sizes and choices that the PixelRNN family shares, and the tensors they ask for.
 
+use super::super::raster::features::{Features, GroupScheme};
 use super::super::raster::grid::Scaling;
 use super::super::raster::low::Low;
-use super::super::raster::masked::{Features, GroupScheme};
 use super::super::raster::settings::{self, MAX_LAYERS, MAX_WIDTH};
 use crate::error::Violations;
 use crate::image::Shape;
@@ -72,7 +72,7 @@ impl Config {
     /// # Errors
     /// Every fault, under its key.
     pub(super) fn read(manifest: &Manifest, read_cell: ReadCell) -> Result<Self, Violations> {
-        settings::read(manifest, |fields| Self::read_fields(manifest, fields, read_cell))
+        settings::read(manifest, "categorical", |fields| Self::read_fields(manifest, fields, read_cell))
     }
 
     fn read_fields(manifest: &Manifest, fields: &mut Fields<'_>, read_cell: ReadCell) -> Option<Self> {

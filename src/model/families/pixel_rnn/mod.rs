@@ -9,8 +9,9 @@ mod row_lstm;
 use tch::TchError;
 
 use self::config::{Cell, Config, Pad, ReadCell};
+use super::raster::features::Features;
 use super::raster::grid::Grid;
-use super::raster::masked::{After, Features, Masked, More, Shelf, Stage, Window};
+use super::raster::masked::{After, Masked, More, Shelf, Stage, Window};
 use super::raster::settings::kernel;
 use super::raster::{Phase, Raster, Schedule, refusal};
 use crate::decode::{Network, Register};

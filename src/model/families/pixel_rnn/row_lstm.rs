@@ -3,8 +3,9 @@
 use tch::{TchError, Tensor};
 
 use super::super::raster::Opening;
+use super::super::raster::features::Features;
 use super::super::raster::grid::{Edge, Grid};
-use super::super::raster::masked::{After, Features, Masked, More, Shelf, Value, Window};
+use super::super::raster::masked::{After, Masked, More, Shelf, Value, Window};
 use super::config::Config;
 use super::{class, rows};
 use crate::decode::{Network, Part, Register};

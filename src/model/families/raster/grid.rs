@@ -17,6 +17,8 @@ pub(in crate::model::families) enum Edge {
 /// The places of a memory: the latest rows of a map, and what lies around it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::model::families) struct Grid {
+    /// Its nodes are the pixels whose row and column are multiples of this.
+    pub(in crate::model::families) scale: u32,
     pub(in crate::model::families) height: u32,
     pub(in crate::model::families) width: u32,
     /// Rows that are kept; a newer one takes the place of the one so many rows above.
@@ -32,12 +34,12 @@ impl Grid {
     /// zeros around.
     pub(in crate::model::families) fn of(shape: Shape, scale: u32, kept: u32) -> Self {
         let [height, width] = [shape.height() / scale, shape.width() / scale];
-        Self { height, width, kept: kept.min(height), above: Edge::Zeros, beside: [Edge::Zeros; 2] }
+        Self { scale, height, width, kept: kept.min(height), above: Edge::Zeros, beside: [Edge::Zeros; 2] }
     }
 
     /// A single place, whatever the node.
     pub(in crate::model::families) fn spot() -> Self {
-        Self { height: u32::MAX, width: u32::MAX, kept: 0, above: Edge::Zeros, beside: [Edge::Zeros; 2] }
+        Self { scale: 1, height: u32::MAX, width: u32::MAX, kept: 0, above: Edge::Zeros, beside: [Edge::Zeros; 2] }
     }
 
     /// Places in all: those of the rows kept, then those of edges.
@@ -48,7 +50,7 @@ impl Grid {
             Edge::Rows(first) => first + self.height,
         };
         let rows = if self.kept == 0 { 1 } else { self.kept * self.width };
-        [&self.above, &self.beside[0], &self.beside[1]].into_iter().map(end).fold(rows, u32::max)
+        std::iter::once(&self.above).chain(&self.beside).map(end).fold(rows, u32::max)
     }
 
     /// The place of (row, column), which may lie outside.
@@ -63,7 +65,10 @@ impl Grid {
                 return (row % i64::from(self.kept)) as u32 * self.width + column as u32;
             }
             (false, true) if row < 0 => self.above,
-            (true, false) => self.beside[usize::from(column >= 0)],
+            (true, false) => {
+                let [left, right] = self.beside;
+                if column < 0 { left } else { right }
+            }
             _ => Edge::Zeros,
         };
         match edge {
@@ -79,7 +84,7 @@ impl Grid {
 pub(in crate::model::families) struct Stencil {
     /// Which of the net's grids.
     pub(in crate::model::families) grid: usize,
-    /// Rows and columns from the node on.
+    /// Its rows and columns from the node on, or from where the node stands in it if it has another scale.
     pub(in crate::model::families) offsets: Vec<(i32, i32)>,
 }
 
@@ -107,6 +112,8 @@ impl Scaling {
 pub(in crate::model::families) struct Pixels {
     /// Rows and columns from the pixel on, all channels of each.
     pub(in crate::model::families) offsets: Vec<(i32, i32)>,
+    /// Whether a one follows the channels of each of these, which tells it from the zeros outside the image.
+    pub(in crate::model::families) ones: bool,
     /// And so many channels of the pixel itself.
     pub(in crate::model::families) own: u32,
 }
@@ -131,14 +138,18 @@ impl Pixels {
             }
             known.get((row * shape.width() + column) as usize * channels..).unwrap_or_default()
         };
-        let mut add = |values: &[u16], count: usize| {
+        let add = |to: &mut Vec<f32>, values: &[u16], count: usize| {
             let numbers = values.iter().map(|&value| scaling.number(value, shape.levels()));
             to.extend(numbers.chain(std::iter::repeat(0.0)).take(count));
         };
         for &(down, right) in &self.offsets {
-            add(at(i64::from(row) + i64::from(down), i64::from(column) + i64::from(right)), channels);
+            let values = at(i64::from(row) + i64::from(down), i64::from(column) + i64::from(right));
+            add(to, values, channels);
+            if self.ones {
+                to.push(f32::from(u8::from(!values.is_empty())));
+            }
         }
-        add(at(i64::from(row), i64::from(column)), self.own as usize);
+        add(to, at(i64::from(row), i64::from(column)), self.own as usize);
     }
 }
 
@@ -166,12 +177,15 @@ mod tests {
     fn pixels_outside_are_zeros_and_levels_become_numbers() {
         let shape = Shape::new(2, 2, 2, 5).unwrap();
         let canvas = Canvas::with_prefix(shape, vec![0, 4, 2, 3, 1]).unwrap();
-        let pixels = Pixels { offsets: vec![(-1, -1), (-1, 0), (-1, 1)], own: 1 };
+        let pixels = Pixels { offsets: vec![(-1, -1), (-1, 0), (-1, 1)], own: 1, ones: false };
         let mut numbers = Vec::new();
         pixels.collect(&canvas, Scaling::Symmetric, 1, 0, &mut numbers);
         assert_eq!(numbers, [0.0, 0.0, -1.0, 1.0, 0.0, 0.5, -0.5]);
         numbers.clear();
         pixels.collect(&canvas, Scaling::Unit, 1, 1, &mut numbers);
         assert_eq!(numbers, [0.0, 1.0, 0.5, 0.75, 0.0, 0.0, 0.0], "what is not known yet is zero too");
+        numbers.clear();
+        Pixels { ones: true, own: 0, ..pixels }.collect(&canvas, Scaling::Unit, 1, 1, &mut numbers);
+        assert_eq!(numbers, [0.0, 1.0, 1.0, 0.5, 0.75, 1.0, 0.0, 0.0, 0.0], "a one for each pixel of the image");
     }
 }

@@ -105,7 +105,7 @@ impl Low {
             let part = program.gather(vec![part])?;
             program.remember(part, memory, place, 0)?;
         }
-        Ok(Upsample { low: self, program: program.finish(None)?, pixels: Pixels { offsets, own: 0 } })
+        Ok(Upsample { low: self, program: program.finish(None)?, pixels: Pixels { offsets, ..Pixels::default() } })
     }
 }
 

@@ -6,6 +6,7 @@
 //! same ones over a whole row of pixels at once, in libtorch, or pixel by pixel where the pixels of a row depend on each
 //! other.
 
+pub(super) mod features;
 pub(super) mod grid;
 pub(super) mod low;
 pub(super) mod masked;
@@ -198,7 +199,7 @@ impl PixelModel for Raster {
         self.pass = (0, 0);
         if from == 0 {
             for (slot, row) in (0..).zip(rows) {
-                self.scoring.open(Slot(slot), &row.condition)?;
+                self.scoring.open(Slot(slot), row.condition)?;
             }
         }
         let images: Vec<_> = (0..).zip(rows).map(|(slot, row)| (Slot(slot), row.canvas)).collect();

@@ -1,9 +1,10 @@
 //! Keys of the `architecture` table, and tensors, that several families have.
 
+use super::features::GroupScheme;
 use super::grid::Scaling;
-use super::masked::GroupScheme;
 use crate::error::Violations;
-use crate::image::Shape;
+use crate::head::Head;
+use crate::image::{Order, Shape};
 use crate::model::TensorSpec;
 use crate::model::fields::Fields;
 use crate::model::manifest::Manifest;
@@ -13,19 +14,30 @@ pub(in crate::model::families) const MAX_WIDTH: u32 = 1 << 14;
 const MAX_KERNEL: u32 = 63;
 const MAX_HEAD_LAYERS: usize = 16;
 
-/// Reads the `architecture` table of `manifest` with `read`, which gives `None` where it noted a fault. The family generates
-/// pixel after pixel and has the head that `head` accepts, `kind`.
+/// Reads the `architecture` table of `manifest` with `read`, which gives `None` where it noted a fault. The family goes
+/// through images in raster order and has the output law `law`.
 ///
 /// # Errors
 /// Every fault, under its key.
 pub(in crate::model::families) fn read<T>(
     manifest: &Manifest,
+    law: &str,
     read: impl FnOnce(&mut Fields<'_>) -> Option<T>,
 ) -> Result<T, Violations> {
     let mut violations = Violations::new();
     let mut fields = Fields::new("architecture", manifest.architecture.clone(), &mut violations);
     let config = read(&mut fields);
     fields.finish();
+    let given = match manifest.head {
+        Head::Categorical => "categorical",
+        Head::LogisticMixture { .. } => "logistic_mixture",
+    };
+    if given != law {
+        violations.add("head.kind", format!("must be {law:?} in this family, got {given:?}"));
+    }
+    if manifest.order != Order::Raster {
+        violations.add("image.order", "must be \"raster\" in this family");
+    }
     match config {
         Some(config) => violations.into_result(config),
         None => Err(violations),

@@ -117,7 +117,7 @@ impl Sweep {
     /// one step, where less than a pixel is left of it or before `end`.
     pub(super) fn piece_end(&self, from: Rank, end: Rank, most: u32) -> Rank {
         let channels = self.shape.channels();
-        if from % channels != 0 || end - from < channels {
+        if !from.is_multiple_of(channels) || end - from < channels {
             return from + channels / self.schedule.steps.len().max(1) as u32;
         }
         let row = self.shape.width() * channels;
@@ -200,14 +200,16 @@ impl Sweep {
         for (index, phase) in phases.iter().enumerate() {
             room.rows.clear();
             let due = |node: &&Node<'_>| {
-                node.row % phase.scale == 0 && node.column % phase.scale == 0 && node.row >= phase.from_row
+                node.row.is_multiple_of(phase.scale)
+                    && node.column.is_multiple_of(phase.scale)
+                    && node.row >= phase.from_row
             };
             for node in nodes.iter().filter(due) {
                 room.places.clear();
                 room.numbers.clear();
                 for stencil in &phase.stencils {
                     let Some(grid) = schedule.grids.get(stencil.grid) else { continue };
-                    let [row, column] = [node.row, node.column].map(|at| i64::from(at / phase.scale));
+                    let [row, column] = [node.row, node.column].map(|at| i64::from(at / grid.scale));
                     let place =
                         |&(down, right): &(i32, i32)| grid.place(row + i64::from(down), column + i64::from(right));
                     room.places.extend(stencil.offsets.iter().map(place));
