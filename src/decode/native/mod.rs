@@ -11,6 +11,7 @@ mod kernels;
 mod pack;
 mod pointwise;
 pub mod probe;
+mod state;
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,11 +19,12 @@ use std::sync::Arc;
 pub use isa::Isa;
 
 use self::attend::{Attend, Places};
-use self::kernels::{Group, LANES, Lanes, Linear, Normalise, add};
+use self::kernels::{LANES, Lanes, Linear, Normalise, add};
 use self::pack::{Bf16, F32, Format, Matrix, vector};
 use self::pointwise::{Activate, Cell, Gate};
+use self::state::{Heads, State, store, zeros};
 use super::program::{
-    Activation, Attention, NOWHERE, Needs, Network, Op, Part, Passing, Program, ProgramId, Register, Sight, Taps,
+    Activation, NOWHERE, Needs, Network, Op, Part, Passing, Program, ProgramId, Register, Sight, Taps,
 };
 use super::{Decoder, Row, Rows};
 use crate::model::{ModelError, Slot};
@@ -89,37 +91,6 @@ enum Kind<F: Format> {
 enum Piece {
     Buffer { buffer: usize, column: usize, width: usize },
     Memory { memory: usize, taps: Taps, column: usize, width: usize },
-}
-
-/// Sizes of a ring.
-#[derive(Clone, Copy)]
-struct Heads {
-    heads: usize,
-    head_key: usize,
-    head_value: usize,
-    places: usize,
-}
-
-impl Heads {
-    fn new(attention: &Attention, places: u32) -> Self {
-        let [heads, head_key, head_value, places] =
-            [attention.heads, attention.head_key, attention.head_value, places].map(|n| n as usize);
-        Self { heads, head_key, head_value, places }
-    }
-
-    fn value_groups(self) -> usize {
-        self.head_value.div_ceil(LANES)
-    }
-
-    fn place_groups(self) -> usize {
-        self.places.div_ceil(LANES)
-    }
-
-    /// Groups of one slot's keys, and of its values.
-    fn groups(self) -> [usize; 2] {
-        let places = self.heads * self.place_groups();
-        [places * self.head_key, places * LANES * self.value_groups()]
-    }
 }
 
 /// Groups that hold a row of `width` numbers: whole panels.
@@ -229,47 +200,6 @@ impl Buffers {
         }
         Self { of, strides }
     }
-}
-
-/// Keys and values of every slot, for one ring.
-struct State<G> {
-    keys: Vec<G>,
-    values: Vec<G>,
-}
-
-impl<G: Group> State<G> {
-    fn new(shape: Heads, slots: usize) -> Result<Self, ModelError> {
-        let [keys, values] = shape.groups().map(|groups| zeros(groups.checked_mul(slots)));
-        Ok(Self { keys: keys?, values: values? })
-    }
-
-    /// Keys and values of `slot`.
-    fn of(&self, slot: usize, groups: [usize; 2]) -> (&[G], &[G]) {
-        let [keys, values] = groups;
-        (
-            self.keys.get(slot * keys..(slot + 1) * keys).unwrap_or_default(),
-            self.values.get(slot * values..(slot + 1) * values).unwrap_or_default(),
-        )
-    }
-
-    fn of_mut(&mut self, slot: usize, groups: [usize; 2]) -> (&mut [G], &mut [G]) {
-        let [keys, values] = groups;
-        (
-            self.keys.get_mut(slot * keys..(slot + 1) * keys).unwrap_or_default(),
-            self.values.get_mut(slot * values..(slot + 1) * values).unwrap_or_default(),
-        )
-    }
-}
-
-/// Zeros, or a refusal where they do not fit into memory.
-fn zeros<T: Clone + Default>(groups: Option<usize>) -> Result<Vec<T>, ModelError> {
-    let mut memory = Vec::new();
-    let reserved = groups.and_then(|groups| memory.try_reserve_exact(groups).ok().map(|()| groups));
-    let Some(groups) = reserved else {
-        return Err(ModelError::Step("there is no memory for the decode state".to_owned()));
-    };
-    memory.resize(groups, T::default());
-    Ok(memory)
 }
 
 /// A network, the state of its slots, and room to work in.
@@ -524,29 +454,6 @@ fn put<'t>(from: Option<&[f32]>, width: usize, to: &'t mut [f32]) -> &'t mut [f3
         None => to.fill(0.0),
     }
     rest
-}
-
-/// Writes the keys and values of a row to `place` of its slot.
-fn store<G: Group>(shape: Heads, row: &[Lanes], place: usize, keys: &mut [G], values: &mut [G]) {
-    let numbers: &[f32] = bytemuck::cast_slice(row);
-    let (key_width, value_groups) = (shape.heads * shape.head_key, shape.value_groups());
-    let new_keys = numbers.get(..key_width).unwrap_or_default();
-    let new_values = numbers.get(key_width..).unwrap_or_default();
-    let all = keys.chunks_exact_mut(shape.place_groups() * shape.head_key);
-    for (keys, new) in all.zip(new_keys.chunks_exact(shape.head_key)) {
-        let at = place / LANES * shape.head_key;
-        for (group, &number) in keys.iter_mut().skip(at).zip(new) {
-            group.set(place % LANES, number);
-        }
-    }
-    let all = values.chunks_exact_mut(shape.place_groups() * LANES * value_groups);
-    for (values, new) in all.zip(new_values.chunks_exact(shape.head_value)) {
-        for (group, new) in values.iter_mut().skip(place * value_groups).zip(new.chunks(LANES)) {
-            for (lane, &number) in new.iter().enumerate() {
-                group.set(lane, number);
-            }
-        }
-    }
 }
 
 impl<F: Format> Decoder for Native<F> {

@@ -5,7 +5,7 @@ use tch::Tensor;
 use super::network::{KEPT, network};
 use super::*;
 use crate::decode::{Memory, Network};
-use crate::head::Head;
+use crate::head::{Head, Layout};
 use crate::image::{Blocks, Canvas, Order, Shape};
 use crate::model::families::raster::{Opening, Phase, Schedule};
 use crate::model::{Condition, ParamRows, ScoreRow, Slot, StepRow, TensorSpec, WeightsFormat};
@@ -132,6 +132,26 @@ fn a_step_costs_what_its_convolutions_cost_where_they_are_due() {
     // The published size, F = 160 and 10 components: 23.8 million, of which 10.05 million wait for the pixel before.
     let published = counted(160.0, 3.0, 100.0);
     assert_eq!(published, [13_747_840.0, 10_050_560.0]);
+}
+
+#[test]
+fn a_foreign_layout_is_permuted_when_weights_are_loaded() {
+    let parameters = |layout: Layout| {
+        let manifest = Manifest { layout, ..manifest([4, 4, 3], "stream_width = 3\nblocks = 1") };
+        let config = Config::read(&manifest).unwrap();
+        let (network, schedule) = network(&config, &weights(&config), Precision::F32, KEPT).unwrap();
+        let placement = Placement::new(1, 1);
+        let spec = manifest.spec(FAMILY.name, placement, 0);
+        let [stepped, _] = parameters(&mut Raster::new(spec, &network, schedule, placement).unwrap());
+        (stepped, config.parameters())
+    };
+    let (ours, width) = parameters(Layout::Saha);
+    for layout in [Layout::Oai, Layout::T2t] {
+        let places = layout.places(2, width);
+        let read: Vec<f32> = ours.chunks(width).flat_map(|row| places.iter().map(|&place| row[place])).collect();
+        assert_eq!(parameters(layout).0, read, "{layout:?}");
+        assert_ne!(ours, read, "{layout:?}");
+    }
 }
 
 #[test]
