@@ -4,7 +4,7 @@ export CARGO_TARGET_DIR ?= $(CURDIR)/target
 PYTHON ?= python3
 TOOLS := $(shell $(PYTHON) scripts/setup.py --where 2>/dev/null)/tools
 
-.PHONY: help setup build demo test fuzz miri check fmt clippy deny doc readme test-pytorch bench-peers train goldens
+.PHONY: help setup build demo test fuzz miri check fmt clippy deny doc readme test-pytorch bench bench-peers train goldens
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -47,6 +47,12 @@ doc: setup
 
 test-pytorch: build ## compare the daemon with the PyTorch reference, live (fetches PyTorch, about 3 GB)
 	@sh scripts/pytorch.sh tests
+
+bench: build ## step times beside their floors, on one core and on two, and what a daemon carries
+	$(CARGO_TARGET_DIR)/release/pixeld bench step --model it-small --batch 1,3,4,16 --repeats 5
+	$(CARGO_TARGET_DIR)/release/pixeld bench step --model it-small --backend native --batch 1,3,4 --threads 2 --repeats 5
+	$(CARGO_TARGET_DIR)/release/pixeld bench step --model it-base --batch 1,4,16 --repeats 3
+	$(CARGO_TARGET_DIR)/release/pixeld bench load --streams 16 --duration 5s --warmup 1s
 
 bench-peers: build ## step times beside PyTorch's on the same weights, to out/peers.md (fetches PyTorch, about 3 GB)
 	@sh scripts/pytorch.sh bench-peers --out out/peers.md $(ARGS)

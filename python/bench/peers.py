@@ -1,6 +1,6 @@
 """Step times of pixeld beside PyTorch's: the same weights, in one run, in turns.
 
-    python python/bench/peers.py --out TABLE.md [--quick] [--force] [--peers-only]
+    python python/bench/peers.py --out TABLE.md [--quick] [--sizes ..] [--images ..] [--rounds N] [--force] [--peers-only]
 
 `make bench-peers` runs it. `PIXELD` names the binary. Every side has to agree with the reference before it is timed.
 """
@@ -247,11 +247,17 @@ def table(record: Record, size: str) -> Iterator[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="Markdown file; a .jsonl file beside it")
-    parser.add_argument("--quick", action="store_true", help="a smoke run: two rounds of the small model, without the largest batch")
+    parser.add_argument("--quick", action="store_true",
+                        help="a smoke run: two rounds of the small model, without the largest batch")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="models to measure")
+    parser.add_argument("--images", nargs="+", type=int, choices=IMAGES, default=list(IMAGES), help="images of a step")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"turns of every side, {ROUNDS} for what is published")
     parser.add_argument("--force", action="store_true", help="measure on a machine that is not quiet")
     parser.add_argument("--peers-only", action="store_true", help="leave pixeld out")
     arguments = parser.parse_args()
-    sizes, rounds = (["small"], 2) if arguments.quick else (list(SIZES), ROUNDS)
+    sizes, counts, rounds = arguments.sizes, arguments.images, arguments.rounds
+    if arguments.quick:
+        sizes, counts, rounds = ["small"], IMAGES[:2], 2
     if not machine.wait_until_quiet() and not arguments.force:
         say(f"the 1-minute load must be {machine.HIGHEST_LOAD} at most, got {machine.load():.2f}; --force measures anyway")
         return 69
@@ -267,7 +273,7 @@ def main() -> int:
         for size in sizes:
             package = Package(Path(scratch) / size, size)
             verdicts = {backend: package.check(backend) for backend in ours}
-            for images in IMAGES[:2] if arguments.quick else IMAGES:
+            for images in counts:
                 measure(record, package, size, images, rounds, verdicts)
     seconds = time.monotonic() - began
     others = [turn["others_cpu_share"] for turns in record.turns.values() for turn in turns]
