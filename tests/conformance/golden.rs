@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use pixeld::head::{Head, Tuning};
+use pixeld::head::Tuning;
 use pixeld::image::Canvas;
 use pixeld::model::{Condition, FAMILIES, Family, PixelModel, Placement, ScoreRow, Slot, StepRow};
 use pixeld::noise;
@@ -97,11 +97,7 @@ fn every_log_probability_is_that_of_the_reference() {
                     let log_prob = spec.head.log_prob(row, canvas, rank).unwrap();
                     let expected = expected[spec.order.position(spec.shape, rank).raster(spec.shape) as usize];
                     let label = format!("{}: image {image} rank {rank}", folder.display());
-                    // Where a narrow logistic gives a value hundreds of nats, f32 keeps digits of them, not decimal places: the
-                    // reference itself moves by as much if its weights are rounded.
-                    let within =
-                        if spec.head == Head::Categorical { 1e-4 } else { f64::max(1e-4, 3e-4 * expected.abs()) };
-                    assert!((log_prob - expected).abs() <= within, "{label}: {log_prob} against {expected}");
+                    assert!((log_prob - expected).abs() <= 1e-4, "{label}: {log_prob} against {expected}");
                 }
             }
             from = reached;
