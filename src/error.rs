@@ -29,6 +29,14 @@ impl Violations {
         Self::default()
     }
 
+    /// A single one.
+    #[must_use]
+    pub fn one(field: impl Into<String>, description: impl Into<String>) -> Self {
+        let mut violations = Self::new();
+        violations.add(field, description);
+        violations
+    }
+
     /// Adds one violation.
     pub fn add(&mut self, field: impl Into<String>, description: impl Into<String>) {
         if self.kept.len() < MAX_VIOLATIONS {

@@ -512,7 +512,7 @@ fn a_load_accounts_for_every_stream_and_can_be_compared() {
 
     let closed = json_lines(&succeed(&[&common[..], &["--streams", "2", "--granularity", "row", "--json"]].concat()));
     let streams = &closed[0]["outcomes"]["reader"];
-    assert!(streams["completed"].as_u64().unwrap() > 2, "{streams}");
+    assert!(streams["completed"].as_u64().unwrap() > 0, "{streams}");
     assert_eq!(streams["scheduled"], streams["completed"], "the drain lets the last two finish");
     let in_one = closed[0]["figures"]["values_per_message"].as_f64().unwrap();
     assert!(in_one >= 8.0, "rows of 8 values, never split: {in_one}");

@@ -65,13 +65,13 @@ fn merge(layers: &Layers) -> Result<BTreeMap<String, Setting>, Violations> {
     if let Some(path) = &layers.file {
         // Read here rather than by the crate, which would name the file by another path than the user did.
         let text = std::fs::read_to_string(path)
-            .map_err(|error| fault("--config", format!("cannot read {}: {error}", path.display())))?;
+            .map_err(|error| Violations::one("--config", format!("cannot read {}: {error}", path.display())))?;
         builder = builder.add_source(File::from_str(&text, FileFormat::Toml));
     }
     let environment = Environment::with_prefix(PREFIX).separator(SEPARATOR).source(layers.environment.clone());
 
     let mut violations = Violations::new();
-    let named = environment.collect().map_err(|error| fault("configuration", error.to_string()))?;
+    let named = environment.collect().map_err(|error| Violations::one("configuration", error.to_string()))?;
     for key in named.into_keys().filter(|key| is_list_place(key)) {
         violations.add(key, format!("is not a setting (from {ENVIRONMENT_ORIGIN})"));
     }
@@ -89,8 +89,8 @@ fn merge(layers: &Layers) -> Result<BTreeMap<String, Setting>, Violations> {
     // Nothing but the file and the defaults leaves the origin open, and the defaults are right.
     let file = layers.file.as_ref().map_or_else(|| "the defaults".to_owned(), |path| path.display().to_string());
     let merged = builder.build().map_err(|error| match &error {
-        ConfigError::FileParse { cause, .. } => fault(&file, cause.to_string()),
-        other => fault("configuration", other.to_string()),
+        ConfigError::FileParse { cause, .. } => Violations::one(&file, cause.to_string()),
+        other => Violations::one("configuration", other.to_string()),
     })?;
     let mut settings = BTreeMap::new();
     flatten(String::new(), merged.cache, &file, &mut settings);
@@ -120,10 +120,4 @@ fn flatten(path: String, value: Value, file: &str, settings: &mut BTreeMap<Strin
             settings.insert(path, Setting { text: value.into_string().ok(), origin });
         }
     }
-}
-
-fn fault(field: &str, description: String) -> Violations {
-    let mut violations = Violations::new();
-    violations.add(field, description);
-    violations
 }

@@ -42,13 +42,15 @@ pub fn load(source: &Source, placement: Placement, limits: Limits) -> Result<Box
         None if tensors.is_empty() => (family.build)(&manifest, None, placement)?,
         Some(weights) if !tensors.is_empty() => {
             let (mut stream, bytes) =
-                source.open(&weights.file, limits.weights_bytes).map_err(|why| refusal("weights.file", why))?;
+                source.open(&weights.file, limits.weights_bytes).map_err(|why| Violations::one("weights.file", why))?;
             verify(&mut *stream, bytes, weights)?;
             let file = WeightsFile { format: weights.format, bytes, stream: &mut *stream };
             (family.build)(&manifest, Some(file), placement)?
         }
-        None => return Err(refusal("weights", format!("is required by family {:?}", family.name))),
-        Some(_) => return Err(refusal("weights", format!("must be absent: family {:?} has none", family.name))),
+        None => return Err(Violations::one("weights", format!("is required by family {:?}", family.name))),
+        Some(_) => {
+            return Err(Violations::one("weights", format!("must be absent: family {:?} has none", family.name)));
+        }
     };
     // The known answers are those of the law in the package, which a rounded model is not.
     if placement.precision == Precision::F32 {
@@ -64,13 +66,13 @@ pub fn load(source: &Source, placement: Placement, limits: Limits) -> Result<Box
 /// no package may have.
 pub fn manifest(source: &Source) -> Result<Manifest, Violations> {
     if let Some(Err(rule)) = source.name().map(|name| check_name(&name)) {
-        return Err(refusal("name", format!("of the directory {rule}")));
+        return Err(Violations::one("name", format!("of the directory {rule}")));
     }
-    let text = source.read_manifest().map_err(|why| refusal("model.toml", why))?;
+    let text = source.read_manifest().map_err(|why| Violations::one("model.toml", why))?;
     let manifest = Manifest::parse(&text)?;
     match source.name() {
         Some(name) if name != manifest.name => {
-            Err(refusal("name", format!("must be that of the directory, {name:?}, got {:?}", manifest.name)))
+            Err(Violations::one("name", format!("must be that of the directory, {name:?}, got {:?}", manifest.name)))
         }
         _ => Ok(manifest),
     }
@@ -79,7 +81,7 @@ pub fn manifest(source: &Source) -> Result<Manifest, Violations> {
 fn family(manifest: &Manifest) -> Result<&'static Family, Violations> {
     FAMILIES.iter().find(|family| family.name == manifest.family).ok_or_else(|| {
         let known: Vec<_> = FAMILIES.iter().map(|family| family.name).collect();
-        refusal("family", format!("must be one of {}, got {:?}", known.join(", "), manifest.family))
+        Violations::one("family", format!("must be one of {}, got {:?}", known.join(", "), manifest.family))
     })
 }
 
@@ -91,23 +93,17 @@ fn verify(stream: &mut dyn WeightsStream, bytes: u64, weights: &Weights) -> Resu
     while left > 0 {
         let wanted = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
         let piece = buffer.get_mut(..wanted).unwrap_or_default();
-        stream.read_exact(piece).map_err(|error| refusal("weights.file", error.to_string()))?;
+        stream.read_exact(piece).map_err(|error| Violations::one("weights.file", error.to_string()))?;
         hash.update(&*piece);
         left -= piece.len() as u64;
     }
-    stream.rewind().map_err(|error| refusal("weights.file", error.to_string()))?;
+    stream.rewind().map_err(|error| Violations::one("weights.file", error.to_string()))?;
     let digest: [u8; 32] = hash.finalize().into();
     if digest == weights.sha256 {
         return Ok(());
     }
     let hex = |digest: &[u8]| digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    Err(refusal("weights.sha256", format!("says {}, the file has {}", hex(&weights.sha256), hex(&digest))))
-}
-
-fn refusal(field: &str, why: impl Into<String>) -> Violations {
-    let mut violations = Violations::new();
-    violations.add(field, why);
-    violations
+    Err(Violations::one("weights.sha256", format!("says {}, the file has {}", hex(&weights.sha256), hex(&digest))))
 }
 
 #[cfg(test)]

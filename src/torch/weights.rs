@@ -57,10 +57,10 @@ impl Weights {
 
 fn load_torch_script(file: WeightsFile<'_>, expected: &[TensorSpec]) -> Result<Weights, Violations> {
     if file.bytes == 0 {
-        return Err(refusal("weights", "the file is empty"));
+        return Err(Violations::one("weights", "the file is empty"));
     }
     let loaded = Tensor::load_multi_from_stream_with_device(FullReads(file.stream), Device::Cpu)
-        .map_err(|error| refusal("weights", first_line(&error)))?;
+        .map_err(|error| Violations::one("weights", first_line(&error)))?;
     compare(expected, loaded.iter().map(|(name, tensor)| (name.as_str(), tensor.size())))?;
     let mut weights = Collector::default();
     for (name, tensor) in loaded {
@@ -71,7 +71,7 @@ fn load_torch_script(file: WeightsFile<'_>, expected: &[TensorSpec]) -> Result<W
 
 fn load_safetensors(file: WeightsFile<'_>, expected: &[TensorSpec]) -> Result<Weights, Violations> {
     let stream = file.stream;
-    let header = read_header(stream, file.bytes).map_err(|why| refusal("weights", why))?;
+    let header = read_header(stream, file.bytes).map_err(|why| Violations::one("weights", why))?;
     let found = header.tensors();
     let shapes = found.iter().map(|(name, info)| (name.as_str(), info.shape.iter().map(|&n| n as i64).collect()));
     compare(expected, shapes)?;
@@ -183,12 +183,6 @@ fn plain(tensor: &Tensor) -> Result<Tensor, TchError> {
 
 fn path(name: &str) -> String {
     format!("weights.{}", name.escape_debug().take(SHOWN).collect::<String>())
-}
-
-fn refusal(field: &str, why: impl Into<String>) -> Violations {
-    let mut violations = Violations::new();
-    violations.add(field, why);
-    violations
 }
 
 /// libtorch takes a short read for the end of the file; an operating system may give one at any time.

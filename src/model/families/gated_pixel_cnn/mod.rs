@@ -11,8 +11,8 @@ use tch::{TchError, Tensor};
 use self::config::Config;
 use super::raster::features::Features;
 use super::raster::grid::Grid;
-use super::raster::masked::{After, Masked, Shelf, Stage, Window};
-use super::raster::{Phase, Raster, Schedule, refusal};
+use super::raster::masked::{self, After, Masked, Shelf, Stage, Window};
+use super::raster::{self, Phase, Schedule};
 use crate::decode::{Linear, Memory, Network, Part, Passing, Register};
 use crate::error::Violations;
 use crate::model::manifest::Manifest;
@@ -34,32 +34,19 @@ fn build(
     placement: Placement,
 ) -> Result<Box<dyn PixelModel>, Violations> {
     let config = Config::read(manifest)?;
-    let Some(file) = file else { return Err(refusal("weights", "are required")) };
-    let weights = Weights::load(file, &config.tensors())?;
-    let spec = manifest.spec(FAMILY.name, placement, 0);
-    let fault = |error: String| refusal("architecture", error);
-    let (network, schedule) =
-        network(&config, &weights, placement.precision).map_err(|error| fault(error.to_string()))?;
-    Ok(Box::new(Raster::new(spec, &network, schedule, placement).map_err(|error| fault(error.to_string()))?))
+    raster::build(FAMILY.name, manifest, file, placement, &config.tensors(), |weights| {
+        network(&config, weights, placement.precision)
+    })
 }
 
 fn network(config: &Config, weights: &Weights, precision: Precision) -> Result<(Network, Schedule), TchError> {
-    let _guard = tch::no_grad_guard();
     let channels = config.shape.channels();
     let (mut network, mut shelf) = (Network::new(precision), Shelf::new(config.low));
     let mut phase = |stage, build: fn(Masked<'_>, &Config) -> Result<Phase, TchError>| {
         build(Masked::new(&mut network, weights, &mut shelf, stage, channels), config)
     };
     let before_row = vec![phase(Stage::Whole, vertical)?];
-    let (mut steps, mut whole) = (Vec::new(), Vec::new());
-    if channels == 1 {
-        steps.push(vec![phase(Stage::Whole, horizontal)?]);
-    } else {
-        for channel in 0..channels {
-            steps.push(vec![phase(Stage::Channel(channel), horizontal)?]);
-        }
-        whole.push(phase(Stage::Whole, horizontal)?);
-    }
+    let (steps, whole) = masked::pixel(channels, |stage| phase(stage, horizontal))?;
     let upsample = config.low.map(|low| low.upsample(&mut network, &mut shelf, weights)).transpose()?;
     let schedule = Schedule {
         grids: shelf.grids,
@@ -129,13 +116,7 @@ fn vertical(mut masked: Masked<'_>, config: &Config) -> Result<Phase, TchError> 
                 let class = masked.class(&name("vertical_condition.classes.weight"), stack.gates(2))?;
                 gates = masked.program.add(gates, class)?;
             }
-            let mut low = (Vec::new(), Vec::new());
-            masked.low(&name("vertical_condition"), stack.gates(2), (-1, 0))?.append(&mut low.0, &mut low.1);
-            if let (parts, [weight]) = (low.0, low.1.as_slice()) {
-                let from = masked.side_by_side(parts)?;
-                let linear = Linear { weight: weight.shallow_clone(), residual: Some(gates), ..Linear::default() };
-                gates = masked.program.linear(from, linear)?;
-            }
+            let gates = masked.add_low(&name("vertical_condition"), stack.gates(2), (-1, 0), gates)?;
             let gated = masked.program.gate(gates, Passing::Tanh, None)?;
             let memory = masked.memory(&name("vertical"), stack.count(), kept.places());
             let place = masked.taps(kept, &[(-1, 0)]);

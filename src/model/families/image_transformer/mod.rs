@@ -49,11 +49,11 @@ struct ImageTransformer {
 impl ImageTransformer {
     fn new(manifest: &Manifest, file: Option<WeightsFile<'_>>, placement: Placement) -> Result<Self, Violations> {
         let config = Config::read(manifest)?;
-        let Some(file) = file else { return Err(refusal("weights", "are required")) };
+        let Some(file) = file else { return Err(Violations::one("weights", "are required")) };
         let mut weights = Weights::load(file, &config.tensors())?;
         let spec = manifest.spec(FAMILY.name, placement, 0);
         Self::assemble(spec, config, &mut weights, placement)
-            .map_err(|error| refusal("architecture", error.to_string()))
+            .map_err(|error| Violations::one("architecture", error.to_string()))
     }
 
     fn assemble(
@@ -164,12 +164,6 @@ impl PixelModel for ImageTransformer {
             batch: Batch::default(),
         }))
     }
-}
-
-fn refusal(field: &str, why: impl Into<String>) -> Violations {
-    let mut violations = Violations::new();
-    violations.add(field, why);
-    violations
 }
 
 #[cfg(test)]

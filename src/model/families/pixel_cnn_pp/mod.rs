@@ -5,11 +5,10 @@ mod config;
 mod network;
 
 use self::config::Config;
-use super::raster::{Raster, refusal};
+use super::raster;
 use crate::error::Violations;
 use crate::model::manifest::Manifest;
 use crate::model::{Family, PixelModel, Placement, WeightsFile};
-use crate::torch::weights::Weights;
 
 /// PixelCNN++.
 pub const FAMILY: Family = Family {
@@ -25,13 +24,9 @@ fn build(
     placement: Placement,
 ) -> Result<Box<dyn PixelModel>, Violations> {
     let config = Config::read(manifest)?;
-    let Some(file) = file else { return Err(refusal("weights", "are required")) };
-    let weights = Weights::load(file, &config.tensors())?;
-    let spec = manifest.spec(FAMILY.name, placement, 0);
-    let fault = |error: String| refusal("architecture", error);
-    let (network, schedule) = network::network(&config, &weights, placement.precision, network::KEPT)
-        .map_err(|error| fault(error.to_string()))?;
-    Ok(Box::new(Raster::new(spec, &network, schedule, placement).map_err(|error| fault(error.to_string()))?))
+    raster::build(FAMILY.name, manifest, file, placement, &config.tensors(), |weights| {
+        network::network(&config, weights, placement.precision, network::KEPT)
+    })
 }
 
 #[cfg(test)]

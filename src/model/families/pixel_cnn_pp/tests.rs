@@ -2,6 +2,7 @@
 
 use tch::Tensor;
 
+use super::super::raster::Raster;
 use super::network::{KEPT, network};
 use super::*;
 use crate::decode::{Memory, Network};
@@ -11,6 +12,7 @@ use crate::model::families::raster::{Opening, Phase, Schedule};
 use crate::model::{Condition, ParamRows, ScoreRow, Slot, StepRow, TensorSpec, WeightsFormat};
 use crate::noise;
 use crate::spec::{Backend, Precision};
+use crate::torch::weights::Weights;
 
 const BACKENDS: [Backend; 2] = [Backend::Native, Backend::Torch];
 

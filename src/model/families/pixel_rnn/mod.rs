@@ -11,9 +11,9 @@ use tch::TchError;
 use self::config::{Cell, Config, Pad, ReadCell};
 use super::raster::features::Features;
 use super::raster::grid::Grid;
-use super::raster::masked::{After, Masked, More, Shelf, Stage, Window};
+use super::raster::masked::{self, After, Masked, More, Shelf, Stage, Window};
 use super::raster::settings::kernel;
-use super::raster::{Phase, Raster, Schedule, refusal};
+use super::raster::{self, Phase, Schedule};
 use crate::decode::{Network, Register};
 use crate::error::Violations;
 use crate::model::manifest::Manifest;
@@ -64,32 +64,17 @@ fn build(
     family: &'static str,
 ) -> Result<Box<dyn PixelModel>, Violations> {
     let config = Config::read(manifest, cell)?;
-    let Some(file) = file else { return Err(refusal("weights", "are required")) };
-    let weights = Weights::load(file, &config.tensors())?;
-    let spec = manifest.spec(family, placement, 0);
-    let fault = |error: String| refusal("architecture", error);
-    let (network, schedule) =
-        network(&config, &weights, placement.precision).map_err(|error| fault(error.to_string()))?;
-    Ok(Box::new(Raster::new(spec, &network, schedule, placement).map_err(|error| fault(error.to_string()))?))
+    raster::build(family, manifest, file, placement, &config.tensors(), |weights| {
+        network(&config, weights, placement.precision)
+    })
 }
 
 fn network(config: &Config, weights: &Weights, precision: Precision) -> Result<(Network, Schedule), TchError> {
-    let _guard = tch::no_grad_guard();
     let channels = config.shape.channels();
     let (mut network, mut shelf) = (Network::new(precision), Shelf::new(config.low));
-    let mut phase = |network: &mut Network, stage| {
-        let program = Masked::new(network, weights, &mut shelf, stage, channels);
-        phase(program, config)
-    };
-    let (mut steps, mut whole) = (Vec::new(), Vec::new());
-    if channels == 1 {
-        steps.push(vec![phase(&mut network, Stage::Whole)?]);
-    } else {
-        for channel in 0..channels {
-            steps.push(vec![phase(&mut network, Stage::Channel(channel))?]);
-        }
-        whole.push(phase(&mut network, Stage::Whole)?);
-    }
+    let (steps, whole) = masked::pixel(channels, |stage| {
+        phase(Masked::new(&mut network, weights, &mut shelf, stage, channels), config)
+    })?;
     let (mut opening, mut after_row) = (Vec::new(), Vec::new());
     match config.cell {
         Cell::RowLstm { learned: true, .. } => {

@@ -287,6 +287,21 @@ impl<'n> Masked<'n> {
         self.affine(name, outputs, parts, &columns, after)
     }
 
+    /// `to`, with what [`low`](Self::low) gives added to it.
+    pub(in crate::model::families) fn add_low(
+        &mut self,
+        name: &str,
+        outputs: Outputs<'_>,
+        offset: (i32, i32),
+        mut to: Register,
+    ) -> Result<Register, TchError> {
+        for (part, weight) in self.low(name, outputs, offset)?.0 {
+            let from = self.side_by_side(vec![part])?;
+            to = self.program.linear(from, Linear { weight, residual: Some(to), ..Linear::default() })?;
+        }
+        Ok(to)
+    }
+
     /// What the cell `name` sees of the low-resolution image at an offset from the node, if there is one: `name`.low.weight
     /// [gates x outputs, maps, 1, 1].
     pub(in crate::model::families) fn low(
@@ -496,6 +511,20 @@ impl More {
             columns.push(matrix);
         }
     }
+}
+
+/// The phases that decide a pixel, one for each of its channels, and the one for whole pixels, if it is another. `phase`
+/// makes that of a stage.
+pub(in crate::model::families) fn pixel(
+    channels: u32,
+    mut phase: impl FnMut(Stage) -> Result<Phase, TchError>,
+) -> Result<(Vec<Vec<Phase>>, Vec<Phase>), TchError> {
+    if channels == 1 {
+        return Ok((vec![vec![phase(Stage::Whole)?]], Vec::new()));
+    }
+    let steps = (0..channels).map(|channel| Ok(vec![phase(Stage::Channel(channel))?]));
+    let steps = steps.collect::<Result<_, TchError>>()?;
+    Ok((steps, vec![phase(Stage::Whole)?]))
 }
 
 /// What follows a product.

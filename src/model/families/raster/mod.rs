@@ -16,6 +16,8 @@ mod sweep;
 use std::ops::Range;
 use std::sync::Arc;
 
+use tch::TchError;
+
 use self::grid::{Grid, Pixels, Scaling, Stencil};
 use self::low::Upsample;
 use self::sweep::Sweep;
@@ -23,11 +25,18 @@ use crate::decode::torch::Torch;
 use crate::decode::{self, Network, ProgramId};
 use crate::error::Violations;
 use crate::image::{Canvas, Rank};
-use crate::model::{Condition, ModelError, ParamRows, PixelModel, Placement, ScoreRow, Slot, StepRow};
+use crate::model::manifest::Manifest;
+use crate::model::{
+    Condition, ModelError, ParamRows, PixelModel, Placement, ScoreRow, Slot, StepRow, TensorSpec, WeightsFile,
+};
 use crate::spec::{Execution, ModelSpec, StepCost};
+use crate::torch::weights::Weights;
 
 /// Floats that the widest intermediate tensor of a parallel pass may hold, about.
 const MAX_FLOATS: u32 = 1 << 24;
+
+/// Floats that the widest register of what has to be evaluated at once may hold.
+const MAX_FLOATS_TOGETHER: u64 = 1 << 26;
 
 /// A program, and what each row of it brings.
 #[derive(Debug)]
@@ -73,6 +82,13 @@ pub(super) struct Schedule {
 }
 
 impl Schedule {
+    /// Nodes of one image, `width` pixels wide, that have to be evaluated at once.
+    fn nodes_together(&self, width: u32) -> u32 {
+        let row = if self.before_row.is_empty() { 1 } else { width };
+        let low = self.upsample.as_ref().map_or(1, |upsample| upsample.shape().height() * upsample.shape().width());
+        row.max(low)
+    }
+
     /// What a step costs at least, in the mean over an image.
     fn cost(&self, network: &Network) -> StepCost {
         let phases = self.before_row.iter().chain(self.steps.iter().flatten()).chain(&self.after_row);
@@ -86,6 +102,31 @@ impl Schedule {
             remembered: 0.0,
             bytes_per_number: network.precision().bytes(),
         }
+    }
+}
+
+/// Builds the model of `family` whose network and schedule `network` makes of weights that have `tensors`.
+///
+/// # Errors
+/// Everything that is wrong with the weights file, or that there is no memory.
+pub(super) fn build(
+    family: &'static str,
+    manifest: &Manifest,
+    file: Option<WeightsFile<'_>>,
+    placement: Placement,
+    tensors: &[TensorSpec],
+    network: impl FnOnce(&Weights) -> Result<(Network, Schedule), TchError>,
+) -> Result<Box<dyn PixelModel>, Violations> {
+    let Some(file) = file else { return Err(Violations::one("weights", "are required")) };
+    let weights = Weights::load(file, tensors)?;
+    let _guard = tch::no_grad_guard();
+    let built = network(&weights).map_err(ModelError::from);
+    let model = built.and_then(|(network, schedule)| {
+        Raster::new(manifest.spec(family, placement, 0), &network, schedule, placement)
+    });
+    match model {
+        Ok(model) => Ok(Box::new(model)),
+        Err(error) => Err(Violations::one("architecture", error.to_string())),
     }
 }
 
@@ -111,7 +152,8 @@ impl Raster {
         schedule: Schedule,
         placement: Placement,
     ) -> Result<Self, ModelError> {
-        let _guard = tch::no_grad_guard();
+        let widest = network.widest().max(1);
+        check_together(schedule.nodes_together(spec.shape.width()), widest)?;
         let decoder = decode::decoder(network, placement.backend, placement.slots)?;
         let score_images = placement.score_images.max(1);
         let scoring = Box::new(Torch::parallel(network, score_images)?);
@@ -128,7 +170,7 @@ impl Raster {
             steps: Sweep::new(Arc::clone(&schedule), decoder, spec.shape, placement.slots),
             scoring: Sweep::new(schedule, scoring, spec.shape, score_images),
             score_images: score_images as usize,
-            widest: network.widest().max(1),
+            widest,
             pass: (0, 0),
             spec,
         })
@@ -171,7 +213,7 @@ impl PixelModel for Raster {
         let mut rest = out.resize(known.len() / per_step as usize);
         let mut from = known.start;
         while from < known.end {
-            let upto = self.steps.piece_end(from, known.end, u32::MAX);
+            let upto = self.steps.piece_end(from, known.end, MAX_FLOATS / self.widest);
             let (piece, remaining) = rest.split_at_mut(((upto - from) / per_step) as usize * width);
             self.steps.take_in(&[(slot, canvas)], from..upto, width, piece)?;
             (rest, from) = (remaining, upto);
@@ -225,9 +267,26 @@ impl PixelModel for Raster {
     }
 }
 
-/// A fault of a package as a whole.
-pub(super) fn refusal(field: &str, why: impl Into<String>) -> Violations {
-    let mut violations = Violations::new();
-    violations.add(field, why);
-    violations
+/// Refuses so many `nodes` at once, of `widest` numbers at most, as would make registers larger than a machine may have.
+fn check_together(nodes: u32, widest: u32) -> Result<(), ModelError> {
+    let floats = u64::from(nodes) * u64::from(widest);
+    if floats > MAX_FLOATS_TOGETHER {
+        return Err(ModelError::Step(format!(
+            "{nodes} pixels take {floats} numbers at once, at most {MAX_FLOATS_TOGETHER} are allowed"
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_at_once_than_a_machine_should_be_asked_to_hold_is_refused() {
+        assert!(check_together(64, 5760).is_ok());
+        assert!(check_together(1 << 20, 64).is_ok());
+        assert!(check_together(1 << 20, 65).is_err());
+        assert!(check_together(u32::MAX, u32::MAX).is_err());
+    }
 }
