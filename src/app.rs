@@ -134,7 +134,7 @@ impl App {
             .map_err(|error| AppError::Services(error.into()))?;
         let mut connections = Connections::new(
             routes,
-            server.max_streams_per_connection,
+            (server.max_connections, server.max_streams_per_connection),
             Uploads::new(server.max_upload_bytes, server.max_request_bytes),
         );
         let mut incoming = pin!(incoming.fuse());

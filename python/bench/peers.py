@@ -1,6 +1,7 @@
 """Step times of pixeld beside PyTorch's: the same weights, in one run, in turns.
 
-    python python/bench/peers.py --out TABLE.md [--quick] [--sizes ..] [--images ..] [--rounds N] [--force] [--peers-only]
+    python python/bench/peers.py --out TABLE.md [--quick] [--sizes ..] [--images ..] [--kinds ..]
+        [--rounds N] [--force]
 
 `make bench-peers` runs it. `PIXELD` names the binary. Every side has to agree with the reference before it is timed.
 """
@@ -40,6 +41,10 @@ class Side(NamedTuple):
 
     def ours(self) -> bool:
         return self.kind not in KINDS
+
+    def takes(self, images: int) -> bool:
+        """Whether so many images of a step can be measured, and say something that fewer do not."""
+        return images % self.threads == 0 if self.ours() else self.kind != "recompute" or images == 1
 
 
 SIDES = (
@@ -178,14 +183,12 @@ class Record:
         return "" if len(bits) < 2 else "differ" if len(set(bits)) > 1 or "differ" in bits else "same"
 
 
-def measure(record: Record, package: Package, size: str, images: int, rounds: int,
+def measure(record: Record, package: Package, size: str, sides: list[Side], images: int, rounds: int,
             ours: dict[str, Verdict | str]) -> None:
     """Gates every side at this number of images, then gives those that pass their turns.
 
     `ours`: the verdicts on the backends of pixeld.
     """
-    sides = [side for side in SIDES if (side.kind in ours and images % side.threads == 0)
-             or not side.ours() and (side.kind != "recompute" or images == 1)]
     workers: dict[Side, Worker] = {}
     try:
         fit = []
@@ -251,9 +254,10 @@ def main() -> int:
                         help="a smoke run: two rounds of the small model, without the largest batch")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="models to measure")
     parser.add_argument("--images", nargs="+", type=int, choices=IMAGES, default=list(IMAGES), help="images of a step")
+    kinds = list(dict.fromkeys(side.kind for side in SIDES))
+    parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds, help="sides to measure")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"turns of every side, {ROUNDS} for what is published")
     parser.add_argument("--force", action="store_true", help="measure on a machine that is not quiet")
-    parser.add_argument("--peers-only", action="store_true", help="leave pixeld out")
     arguments = parser.parse_args()
     sizes, counts, rounds = arguments.sizes, arguments.images, arguments.rounds
     if arguments.quick:
@@ -261,7 +265,8 @@ def main() -> int:
     if not machine.wait_until_quiet() and not arguments.force:
         say(f"the 1-minute load must be {machine.HIGHEST_LOAD} at most, got {machine.load():.2f}; --force measures anyway")
         return 69
-    ours = set() if arguments.peers_only else {side.kind for side in SIDES if side.ours()}
+    sides = [side for side in SIDES if side.kind in arguments.kinds]
+    ours = {side.kind for side in sides if side.ours()}
     version = "pixeld left out"
     if ours:
         version = subprocess.run([PIXELD, "--version"], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
@@ -274,7 +279,7 @@ def main() -> int:
             package = Package(Path(scratch) / size, size)
             verdicts = {backend: package.check(backend) for backend in ours}
             for images in counts:
-                measure(record, package, size, images, rounds, verdicts)
+                measure(record, package, size, [side for side in sides if side.takes(images)], images, rounds, verdicts)
     seconds = time.monotonic() - began
     others = [turn["others_cpu_share"] for turns in record.turns.values() for turn in turns]
     facts = {

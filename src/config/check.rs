@@ -36,6 +36,7 @@ pub(super) fn check(settings: BTreeMap<String, Setting>) -> Result<Config, Viola
             listen: reader.read("server.listen", parse_address).unwrap_or_else(|| ([127, 0, 0, 1], 0).into()),
             max_request_bytes: reader.bytes("server.max_request", SMALLEST_MESSAGE..=LARGEST_MESSAGE) as usize,
             max_upload_bytes: reader.bytes("server.max_upload_memory", SMALLEST_MESSAGE..=LARGEST_MEMORY) as usize,
+            max_connections: reader.number("server.max_connections", 1..=1_000_000),
             max_streams_per_connection: reader.number("server.max_streams_per_connection", 1..=1_000_000),
             drain_timeout: reader.read("server.drain_timeout", parse_drain_timeout).unwrap_or_default(),
         },

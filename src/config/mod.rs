@@ -41,6 +41,8 @@ pub struct Server {
     pub max_request_bytes: usize,
     /// Memory for request messages on their way in, over all connections, in bytes.
     pub max_upload_bytes: usize,
+    /// Connections there may be at once.
+    pub max_connections: u32,
     /// Streams one connection may have open at once.
     pub max_streams_per_connection: u32,
     /// How long running requests may go on after the signal to stop.

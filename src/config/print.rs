@@ -19,6 +19,7 @@ impl fmt::Display for Config {
                     ("listen", self.server.listen.to_string().into()),
                     ("max_request", size(self.server.max_request_bytes as u64)),
                     ("max_upload_memory", size(self.server.max_upload_bytes as u64)),
+                    ("max_connections", self.server.max_connections.into()),
                     ("max_streams_per_connection", self.server.max_streams_per_connection.into()),
                     ("drain_timeout", format_duration(self.server.drain_timeout).to_string().into()),
                 ],

@@ -68,6 +68,8 @@ pub(super) struct Core {
     pub(super) rows: ParamRows,
     /// The part of a plan's step that is carried out; kept for its room.
     pub(super) stepping: Vec<Advance>,
+    /// When all readers were last told what they had not been.
+    pub(super) told: Option<Instant>,
     pub(super) shard: Arc<Shard>,
 }
 
@@ -91,6 +93,7 @@ impl Core {
             clock,
             jobs: HashMap::new(),
             pass: Pass::default(),
+            told: None,
             stepping: Vec::with_capacity(spec.slots as usize),
             shard,
             spec,

@@ -1,7 +1,7 @@
 //! The middle beat of a tick: carrying a plan out, and keeping what goes wrong to whom it concerns.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::core::{Core, Job, SCORE_IMAGES, SLICE_ROWS};
 use super::live::Live;
@@ -14,6 +14,10 @@ use crate::sched::{Absorb, Admission, Advance, ImageKey, Outcome, Plan, ScoreSli
 const NOT_FINITE: &str = "the network gave a parameter that is not finite";
 const CALL_FAILED: &str = "an evaluation of the model failed";
 const SLOT_SPOILT: &str = "the model lost the state of the image";
+/// Time between two steps that wake readers, where steps take less. To wake one, and what the transport does then, takes a core
+/// tens of microseconds, most of them once however many are woken; so they are woken together, and values that came sooner
+/// travel together. docs/PERFORMANCE.md has what that wins.
+const WAKE_INTERVAL: Duration = Duration::from_millis(1);
 
 impl Core {
     /// First evaluations, one image and a full batch of every kind, so that no request pays for them.
@@ -61,7 +65,7 @@ impl Core {
             self.absorb(absorb, &mut outcome)?;
         }
         if !plan.advance.is_empty() {
-            self.advance(&plan.advance, &mut outcome)?;
+            self.advance(&plan.advance, began, &mut outcome)?;
         }
         let mut now = (self.clock)();
         outcome.sampling = now.duration_since(began);
@@ -110,7 +114,7 @@ impl Core {
         Ok(())
     }
 
-    fn advance(&mut self, advance: &[Advance], outcome: &mut Outcome) -> Result<(), String> {
+    fn advance(&mut self, advance: &[Advance], began: Instant, outcome: &mut Outcome) -> Result<(), String> {
         self.stepping.clear();
         // The one allocation of a step here: rows that borrow canvases cannot outlive it.
         let mut rows = Vec::with_capacity(advance.len());
@@ -132,13 +136,13 @@ impl Core {
             self.settle(stepped, &images, outcome)?;
         }
         // Whatever a fault has cost is gone by now; what is left of the step counts.
-        self.draw(&stepping, outcome);
+        self.draw(&stepping, began, outcome);
         self.stepping = stepping;
         Ok(())
     }
 
-    /// Decides the next values of every image of the step, then wakes whom they concern.
-    fn draw(&mut self, stepping: &[Advance], outcome: &mut Outcome) {
+    /// Decides the next values of every image of the step that began at `now`, then wakes whom they concern.
+    fn draw(&mut self, stepping: &[Advance], now: Instant, outcome: &mut Outcome) {
         let batch = stepping.len() as u32;
         for (row, part) in stepping.iter().enumerate() {
             let Some(live) = live(&mut self.places, part.slot, part.image) else { continue };
@@ -146,10 +150,14 @@ impl Core {
                 self.fail(part.image, NOT_FINITE, outcome);
             }
         }
+        let due = self.told.is_none_or(|told| now.saturating_duration_since(told) >= WAKE_INTERVAL);
+        if due {
+            self.told = Some(now);
+        }
         let mut woken = None;
         for part in stepping {
             if let Some(live) = live(&mut self.places, part.slot, part.image) {
-                live.tell(&mut woken);
+                live.tell(due, &mut woken);
             }
         }
     }

@@ -11,7 +11,7 @@ use crate::image::{Canvas, Rank, Shape};
 use crate::job::{Granularity, SampleJob};
 use crate::model::ParamRows;
 use crate::noise;
-use crate::sched::ImageKey;
+use crate::sched::{ImageKey, JobId};
 
 /// Values between two moments at which a reader of this granularity is woken.
 pub(super) fn unit(granularity: Granularity, shape: Shape) -> u32 {
@@ -33,6 +33,8 @@ pub(super) struct Live {
     unit: u32,
     /// A unit was completed that the reader has not been woken for.
     news: bool,
+    /// Whether the reader has been woken at all.
+    told: bool,
 }
 
 impl Live {
@@ -43,7 +45,7 @@ impl Live {
         let mut canvas = Canvas::empty(shape);
         job.prefix.values().iter().take(known as usize).for_each(|&value| _ = canvas.push(value));
         let unit = unit(job.granularity, shape);
-        Self { key, canvas, job, buffer, log_likelihood: 0.0, unit, news: false }
+        Self { key, canvas, job, buffer, log_likelihood: 0.0, unit, news: false, told: false }
     }
 
     /// Sums the log-probabilities of the known values at `ranks`, from the rows that predicted them.
@@ -104,12 +106,18 @@ impl Live {
         Ok(())
     }
 
-    /// Wakes the reader if a unit was completed since the last time. `woken`: the job woken just before, if any; one
-    /// wake-up tells of all its images.
-    pub(super) fn tell(&mut self, woken: &mut Option<crate::sched::JobId>) {
-        if std::mem::take(&mut self.news) && woken.replace(self.key.job) != Some(self.key.job) {
+    /// Wakes the reader if a unit was completed since the last time, and says whether. Unless it is `due`, only for the first
+    /// unit and the last; what waits, a later step tells. `woken`: the job woken just before, if any; one wake-up tells of
+    /// all its images.
+    pub(super) fn tell(&mut self, due: bool, woken: &mut Option<JobId>) -> bool {
+        if !self.news || self.told && !due && !self.canvas.is_complete() {
+            return false;
+        }
+        (self.news, self.told) = (false, true);
+        if woken.replace(self.key.job) != Some(self.key.job) {
             self.buffer.wake.notify_one();
         }
+        true
     }
 
     /// Puts the log-likelihood of the complete image where its reader finds it.

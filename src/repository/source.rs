@@ -95,6 +95,9 @@ pub fn scan(root: &Path) -> io::Result<Vec<(String, Source)>> {
         }
     }
     found.sort_by(|a, b| a.0.cmp(&b.0));
-    found.truncate(MAX_PACKAGES);
+    if found.len() > MAX_PACKAGES {
+        tracing::warn!(found = found.len(), "only the first {MAX_PACKAGES} packages of the directory are read");
+        found.truncate(MAX_PACKAGES);
+    }
     Ok(found)
 }

@@ -46,8 +46,8 @@ const PREFACE_BYTES: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
 const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Breath between two tries of `accept` after it failed, for want of file descriptors as a rule.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// How often at most that is logged.
-const ACCEPT_LOG_INTERVAL: Duration = Duration::from_secs(10);
+/// How often at most that is logged, or that there are too many connections.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A bound TCP listener: a stream of connections with TCP_NODELAY set.
 #[derive(Debug)]
@@ -87,6 +87,7 @@ impl Stream for Listener {
 #[derive(Debug)]
 pub(crate) struct Connections {
     routes: Routes,
+    most: usize,
     max_streams: u32,
     uploads: Uploads,
     open: TaskTracker,
@@ -95,10 +96,11 @@ pub(crate) struct Connections {
 }
 
 impl Connections {
-    /// None yet; each may have `max_streams` calls open at once, whose requests share `uploads`.
-    pub(crate) fn new(routes: Routes, max_streams: u32, uploads: Uploads) -> Self {
+    /// None yet, and `most` at once; each may have `max_streams` calls open at once, whose requests share `uploads`.
+    pub(crate) fn new(routes: Routes, (most, max_streams): (u32, u32), uploads: Uploads) -> Self {
         Self {
             routes: routes.prepare(),
+            most: most as usize,
             max_streams,
             uploads,
             open: TaskTracker::new(),
@@ -113,10 +115,16 @@ impl Connections {
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let mut accepting = true;
-        let mut failures = Failures::default();
+        let (mut failures, mut refusals) = (Occasions::default(), Occasions::default());
         while accepting || !self.tasks.is_empty() {
             tokio::select! {
                 next = incoming.next(), if accepting => match next {
+                    // A client is told sooner by the end of its connection than by a silence that lasts until there is room.
+                    Some(Ok(_)) if self.tasks.len() >= self.most => {
+                        if let Some(count) = refusals.add(Instant::now()) {
+                            tracing::warn!(server.max_connections = self.most, count, "connections closed as they came");
+                        }
+                    }
                     Some(Ok(io)) => self.add(io),
                     Some(Err(error)) => {
                         if let Some(count) = failures.add(Instant::now()) {
@@ -178,18 +186,18 @@ impl Connections {
     }
 }
 
-/// Failures that come many times a second, to be logged at the first and then once in a while.
+/// What comes many times a second, to be logged at the first and then once in a while.
 #[derive(Debug, Default)]
-struct Failures {
+struct Occasions {
     logged: Option<Instant>,
     since: u64,
 }
 
-impl Failures {
+impl Occasions {
     /// Counts one at `now`; gives how many there were since the last were logged, if it is time to.
     fn add(&mut self, now: Instant) -> Option<u64> {
         self.since += 1;
-        if self.logged.is_some_and(|logged| now < logged + ACCEPT_LOG_INTERVAL) {
+        if self.logged.is_some_and(|logged| now < logged + LOG_INTERVAL) {
             return None;
         }
         self.logged = Some(now);
@@ -216,7 +224,7 @@ mod tests {
         for (said, closed) in
             [(&b""[..], true), (b"PRI * HTTP/2.0", true), (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", false)]
         {
-            let mut connections = Connections::new(Routes::default(), 1, Uploads::new(0, 0));
+            let mut connections = Connections::new(Routes::default(), (1, 1), Uploads::new(0, 0));
             let (mut ours, theirs) = tokio::io::duplex(1 << 10);
             connections.add(theirs);
             ours.write_all(said).await.unwrap();
@@ -225,9 +233,36 @@ mod tests {
         }
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_too_many_is_closed_until_another_ends() {
+        let mut connections = Connections::new(Routes::default(), (2, 1), Uploads::new(0, 0));
+        let (send, receive) = tokio::sync::mpsc::channel(1);
+        let mut incoming = tokio_stream::wrappers::ReceiverStream::new(receive);
+        let connect = async || {
+            let (ours, theirs) = tokio::io::duplex(1 << 10);
+            send.send(Ok(theirs)).await.unwrap();
+            ours
+        };
+        // Whether the server has hung up. One that has not sends nothing to a client that has not spoken.
+        let closed = async |io: &mut tokio::io::DuplexStream| {
+            tokio::time::timeout(PREFACE_TIMEOUT / 4, io.read_u8()).await.is_ok()
+        };
+        tokio::select! {
+            () = connections.serve(&mut incoming) => panic!("it serves as long as connections may come"),
+            () = async {
+                let (mut first, mut second, mut third) = (connect().await, connect().await, connect().await);
+                assert!(closed(&mut third).await);
+                assert!(!closed(&mut first).await && !closed(&mut second).await);
+                drop(first);
+                let let_in = async { while closed(&mut connect().await).await {} };
+                tokio::time::timeout(PREFACE_TIMEOUT / 2, let_in).await.expect("there is room again");
+            } => {}
+        }
+    }
+
     #[test]
-    fn failures_are_logged_at_the_first_and_then_once_in_a_while_with_their_number() {
-        let (start, mut failures) = (Instant::now(), Failures::default());
+    fn occasions_are_logged_at_the_first_and_then_once_in_a_while_with_their_number() {
+        let (start, mut failures) = (Instant::now(), Occasions::default());
         let logged: Vec<_> = (0..500).filter_map(|n| failures.add(start + ACCEPT_PAUSE * n)).collect();
         assert_eq!(logged, [1, 200, 200]);
     }

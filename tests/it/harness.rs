@@ -47,6 +47,7 @@ pub(crate) fn config() -> Config {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             max_request_bytes: 64 << 10,
             max_upload_bytes: 1 << 20,
+            max_connections: 100,
             max_streams_per_connection: 100,
             drain_timeout: Duration::from_secs(20),
         },

@@ -262,7 +262,7 @@ mod tests {
     fn step(backend: &str, batch: u32, images_per_s: f64) -> Record {
         let line = serde_json::json!({
             "kind": "step", "model": "m", "backend": backend, "precision": "f32", "threads": 1, "batch": batch,
-            "repeat": 0, "steps": 10, "step_us": {"median": 1000.0 / images_per_s, "min": 1.0, "max": 9.0},
+            "repeat": 0, "steps": 10, "step_us": {"mean": 1.0, "median": 1000.0 / images_per_s, "min": 1.0, "max": 9.0},
             "images_per_s": images_per_s, "floor_us": null, "eta": null,
         });
         serde_json::from_value(line).unwrap()

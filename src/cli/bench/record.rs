@@ -53,6 +53,7 @@ pub(super) struct Step {
 /// Microseconds of one step.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(super) struct StepTime {
+    pub(super) mean: f64,
     pub(super) median: f64,
     pub(super) min: f64,
     pub(super) max: f64,
@@ -92,8 +93,9 @@ impl Record {
         match self {
             Record::Load(load) => flatten("", &load.figures, &mut figures),
             Record::Step(Step { step_us, images_per_s, floor_us, eta, .. }) => {
-                let StepTime { median, min, max } = *step_us;
-                let all = [("step_us.median", median), ("step_us.min", min), ("step_us.max", max)];
+                let StepTime { mean, median, min, max } = *step_us;
+                let all =
+                    [("step_us.mean", mean), ("step_us.median", median), ("step_us.min", min), ("step_us.max", max)];
                 let all = all.into_iter().chain([("images_per_s", *images_per_s)]);
                 let all = all.chain(floor_us.map(|us| ("floor_us", us))).chain(eta.map(|eta| ("eta", eta)));
                 figures.extend(all.map(|(name, figure)| (name.to_owned(), figure)));
@@ -131,13 +133,13 @@ mod tests {
     #[test]
     fn a_step_is_read_as_it_is_written() {
         let line = r#"{"kind":"step","model":"it-small","backend":"native","precision":"f32","threads":1,"batch":4,
-            "repeat":0,"steps":512,"step_us":{"median":3.5,"min":3.0,"max":9.0},"images_per_s":10.5,"floor_us":2.0,
+            "repeat":0,"steps":512,"step_us":{"mean":3.75,"median":3.5,"min":3.0,"max":9.0},"images_per_s":10.5,"floor_us":2.0,
             "eta":0.57}"#;
         let record: Record = serde_json::from_str(line).unwrap();
         assert_eq!(serde_json::to_value(&record).unwrap(), serde_json::from_str::<Value>(line).unwrap());
         assert_eq!(record.key().len(), 6);
         let figures = record.figures();
-        assert_eq!((figures["step_us.median"], figures["eta"], figures.len()), (3.5, 0.57, 6));
+        assert_eq!((figures["step_us.median"], figures["eta"], figures.len()), (3.5, 0.57, 7));
     }
 
     #[test]

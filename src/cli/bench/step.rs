@@ -127,7 +127,12 @@ impl Flags {
             batch,
             repeat,
             steps: times.len() as u64,
-            step_us: StepTime { median, min: us(times.first()), max: us(times.last()) },
+            step_us: StepTime {
+                mean: us(times.iter().sum::<Duration>().checked_div(times.len() as u32).as_ref()),
+                median,
+                min: us(times.first()),
+                max: us(times.last()),
+            },
             images_per_s: f64::from(batch) * threads as f64 * 1e6 / (median * steps_per_image),
             floor_us,
             eta: floor_us.map(|floor| floor / median),

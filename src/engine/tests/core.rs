@@ -97,6 +97,29 @@ fn the_reader_is_woken_when_a_unit_of_its_granularity_is_there() {
 }
 
 #[test]
+fn readers_are_woken_together_once_in_a_while_but_for_the_first_value_and_the_last() {
+    PACE.set(Duration::ZERO);
+    let mut rig = Rig::new(2);
+    let (_, first) = rig.sample(job(7, 1));
+    let (mut second, mut woken) = (None, [Vec::new(), Vec::new()]);
+    for tick in 1..=15 {
+        if tick == 4 {
+            second = Some(rig.sample(job(8, 1)).1);
+        }
+        NOW.set(NOW.get() + Duration::from_micros(250));
+        rig.tick();
+        for (buffer, woken) in [Some(&first), second.as_ref()].into_iter().zip(&mut woken) {
+            let Some(buffer) = buffer else { continue };
+            if pin!(buffer.wake.notified()).poll(&mut Context::from_waker(Waker::noop())).is_ready() {
+                woken.push(tick);
+            }
+        }
+    }
+    assert_eq!(woken, [vec![1, 5, 9, 12], vec![4, 5, 9, 13, 15]]);
+    rig.run();
+}
+
+#[test]
 fn milestones_and_counts_are_entered_as_things_happen() {
     let mut rig = Rig::new(2);
     let (_, first) = rig.sample(job(1, 2));
