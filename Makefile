@@ -4,7 +4,7 @@ export CARGO_TARGET_DIR ?= $(CURDIR)/target
 PYTHON ?= python3
 TOOLS := $(shell $(PYTHON) scripts/setup.py --where 2>/dev/null)/tools
 
-.PHONY: help setup build demo test fuzz miri check fmt clippy deny doc readme test-pytorch bench bench-peers train goldens
+.PHONY: help setup build demo test conformance fuzz miri check fmt clippy deny doc readme test-pytorch bench bench-peers train goldens
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -21,6 +21,9 @@ demo: build ## start the daemon, sample and score digits, write out/demo.png
 
 test: setup ## every test that needs no PyTorch
 	cargo test --locked
+
+conformance: setup ## the laws that every family keeps, and by how much, as a table
+	@$(PYTHON) scripts/conformance.py
 
 fuzz: setup ## hold the decode backends to each other on thousands of random networks
 	PROPTEST_CASES=$(or $(CASES),2000) cargo test --release --locked --lib decode::tests

@@ -3,11 +3,14 @@
 // Helpers of tests may panic as tests do.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
+mod field;
 mod golden;
 mod package;
 mod shards;
 
 use std::collections::VecDeque;
+use std::fs::OpenOptions;
+use std::io::Write;
 use std::ops::Range;
 
 use package::{Init, Package, Variant, image_transformer, package, packages};
@@ -92,6 +95,7 @@ fn log_prob(model: &dyn PixelModel, row: &[f32], image: &Canvas, rank: usize) ->
     model.spec().head.log_prob(row, image, rank as Rank).unwrap()
 }
 
+/// The largest difference between the two, in nats.
 fn assert_close(
     label: &str,
     model: &dyn PixelModel,
@@ -100,13 +104,25 @@ fn assert_close(
     a: &Rows,
     b: &[Vec<f32>],
     within: f64,
-) {
+) -> f64 {
     assert_eq!(a.len(), b.len(), "{label}");
     let per_step = model.spec().values_per_step() as usize;
+    let mut largest = 0.0_f64;
     for rank in 0..a.len() * per_step {
         let [a, b] =
             [&a[rank / per_step], &b[rank / per_step]].map(|row| log_prob(model, row, image, first as usize + rank));
         assert!((a - b).abs() <= within, "{label}: rank {first} + {rank}: {a} against {b}");
+        largest = largest.max((a - b).abs());
+    }
+    largest
+}
+
+/// Notes what was found of a law for the table of `scripts/conformance.py`, where that asks for it: the largest difference, or how
+/// many comparisons held.
+fn record(family: &str, law: &str, found: f64) {
+    if let Some(path) = std::env::var_os("PIXELD_CONFORMANCE") {
+        let mut file = OpenOptions::new().create(true).append(true).open(path).unwrap();
+        file.write_all(format!("{family}\t{law}\t{found:e}\n").as_bytes()).unwrap();
     }
 }
 
@@ -134,7 +150,7 @@ fn a_step_gives_what_the_teacher_forced_pass_gives_after_any_prefix() {
                 model.open(slot, &condition).unwrap();
                 model.absorb(slot, &image, 0..known, &mut out).unwrap();
                 let absorbed = rows(&out);
-                assert_close(
+                let taken_in = assert_close(
                     &package.label,
                     &*model,
                     &image,
@@ -144,7 +160,7 @@ fn a_step_gives_what_the_teacher_forced_pass_gives_after_any_prefix() {
                     1e-4,
                 );
                 let stepped = step(&mut *model, slot, &image, known..values);
-                assert_close(
+                let sampled = assert_close(
                     &package.label,
                     &*model,
                     &image,
@@ -153,6 +169,7 @@ fn a_step_gives_what_the_teacher_forced_pass_gives_after_any_prefix() {
                     &scored[(known / per_step) as usize..],
                     1e-4,
                 );
+                record(model.spec().family, "step", taken_in.max(sampled));
                 model.close(slot);
             }
         }
@@ -285,6 +302,7 @@ fn the_probabilities_of_all_images_sum_to_one() {
                     }
                 }
                 assert!((total - 1.0).abs() < 1e-5, "{}: {condition:?}: {total}", package.label);
+                record(model.spec().family, "sum", (total - 1.0).abs());
             }
         }
     }
@@ -311,6 +329,7 @@ fn no_value_changes_a_bit_at_its_own_rank_or_before() {
             for step in 0..=changed / per_step {
                 assert_eq!(bits(&before[step]), bits(&after[step]), "{}: {changed} -> {step}", package.label);
             }
+            record(model.spec().family, "causal", 1.0 + (changed / per_step) as f64);
         }
     }
 }
@@ -447,6 +466,7 @@ fn an_image_has_the_same_bits_alone_in_any_slot_and_in_any_crowd() {
             }
         }
         assert_eq!(largest, 9, "{}: never full", package.label);
+        record(model.spec().family, "crowd", f64::from(values / per_step) * images.len() as f64);
     }
 }
 

@@ -20,6 +20,7 @@ pub(crate) type Size = [u32; 4];
 #[derive(Clone)]
 pub(crate) struct Package {
     pub(crate) label: String,
+    pub(crate) family: &'static str,
     pub(crate) backend: Backend,
     pub(crate) precision: Precision,
     source: Source,
@@ -142,7 +143,7 @@ pub(crate) fn package(family: &'static Family, size: Size, variant: &Variant, in
     }
     let source = Source::Embedded { manifest: Bytes::from(text), weights: Bytes::from(weights) };
     let label = format!("{} {size:?} {order} {head} {condition} {architecture}", family.name).replace('\n', ", ");
-    Package { label, backend: Backend::default(), precision: Precision::default(), source }
+    Package { label, family: family.name, backend: Backend::default(), precision: Precision::default(), source }
 }
 
 /// The variants a family is tested with.
@@ -218,7 +219,7 @@ fn widths(positions: &str, norm: &str) -> String {
 }
 
 /// An `architecture` table of the PixelRNN family; 3 divides no width.
-fn pixel_rnn(group_scheme: &str, residual: bool, skip: bool, cell: &str) -> String {
+pub(crate) fn pixel_rnn(group_scheme: &str, residual: bool, skip: bool, cell: &str) -> String {
     format!(
         "layers = 2\nhidden_width = 5\ninput_kernel = 3\nhead_widths = [7]\ngroup_scheme = \"{group_scheme}\"\n\
          input_scaling = \"symmetric\"\nresidual = {residual}\nskip = {skip}\n{cell}"
@@ -226,7 +227,7 @@ fn pixel_rnn(group_scheme: &str, residual: bool, skip: bool, cell: &str) -> Stri
 }
 
 /// An `architecture` table of Gated PixelCNN; 3 does not divide its width.
-fn gated(layers: u32, kernel_size: u32, group_scheme: &str) -> String {
+pub(crate) fn gated(layers: u32, kernel_size: u32, group_scheme: &str) -> String {
     format!(
         "layers = {layers}\nstack_width = 5\ninput_kernel = 3\nkernel_size = {kernel_size}\nhead_widths = [7]\n\
          group_scheme = \"{group_scheme}\"\ninput_scaling = \"unit\""
@@ -234,7 +235,7 @@ fn gated(layers: u32, kernel_size: u32, group_scheme: &str) -> String {
 }
 
 /// A net so deep that wider weights would drive its parameters out of what single precision can tell apart.
-fn pixel_cnn_pp(blocks: u32) -> Variant {
+pub(crate) fn pixel_cnn_pp(blocks: u32) -> Variant {
     let plain = Variant::plain(format!("stream_width = 3\nblocks = {blocks}"));
     Variant { head: MIXTURE.to_owned(), spread: 0.5, ..plain }
 }
