@@ -201,6 +201,28 @@ struct Rows<'a> {
     at: usize,
 }
 
+impl Rows<'_> {
+    /// Adds to the products of row `row` with the panel what comes after them.
+    #[inline(always)]
+    fn finish<const P: usize>(&mut self, row: usize) {
+        let place = row * self.to_stride + self.at;
+        for group in 0..P {
+            let mut result = self.to[place + group];
+            if let Some(bias) = self.bias {
+                result = map2(&result, &bias[self.at + group], |sum, bias| sum + bias);
+            }
+            if self.relu {
+                // Written so that what is not a number stays none.
+                result = map2(&result, &result, |sum, _| if sum < 0.0 { 0.0 } else { sum });
+            }
+            if let Some(residual) = self.residual {
+                result = map2(&result, &residual[place + group], |sum, residual| residual + sum);
+            }
+            self.to[place + group] = result;
+        }
+    }
+}
+
 #[inline(always)]
 fn multiply<const FUSED: bool, const P: usize, R: PanelRow<P>>(panel: &[R], rows: &mut Rows<'_>) {
     let count = rows.to.len() / rows.to_stride;
@@ -236,22 +258,13 @@ fn multiply_rows<const FUSED: bool, const P: usize, R: PanelRow<P>, const M: usi
             }
         }
     }
-    for (row, sums) in sums.iter().enumerate() {
+    // First nothing but this: what else is to be done with the sums in the same loop would keep them in memory all along.
+    for row in 0..M {
         let place = (first + row) * rows.to_stride + rows.at;
-        for (group, sum) in sums.iter().enumerate() {
-            let mut result = *sum;
-            if let Some(bias) = rows.bias {
-                result = map2(&result, &bias[rows.at + group], |sum, bias| sum + bias);
-            }
-            if rows.relu {
-                // Written so that what is not a number stays none.
-                result = map2(&result, &result, |sum, _| if sum < 0.0 { 0.0 } else { sum });
-            }
-            if let Some(residual) = rows.residual {
-                result = map2(&result, &residual[place + group], |sum, residual| residual + sum);
-            }
-            rows.to[place + group] = result;
-        }
+        rows.to[place..place + P].copy_from_slice(&sums[row]);
+    }
+    for row in first..first + M {
+        rows.finish::<P>(row);
     }
     M
 }
