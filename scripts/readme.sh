@@ -2,8 +2,7 @@
 # Runs the commands that the README shows under "Use it" and "Measure it", exactly as they stand there.
 set -eu
 cd "$(dirname "$0")/.."
-mkdir -p out
-commands=$(sed -n '/run, in order, by scripts\/readme.sh/,/^```$/p' README.md | grep '^target/release/pixeld ')
+commands=$(sed -n '/run, in order, by scripts\/readme.sh/,/^```$/p' README.md | grep -E '^(target/release/pixeld|mkdir) ')
 [ -n "$commands" ] || { echo "readme: no commands found" >&2; exit 1; }
 if [ -n "${CARGO_TARGET_DIR:-}" ]; then
     commands=$(printf '%s\n' "$commands" | sed "s#^target/#$CARGO_TARGET_DIR/#")

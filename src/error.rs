@@ -54,6 +54,12 @@ impl Violations {
         }
     }
 
+    /// Adds all of `other`.
+    pub fn add_all(&mut self, other: Violations) {
+        self.dropped += other.dropped;
+        other.kept.into_iter().for_each(|violation| self.add(violation.field, violation.description));
+    }
+
     /// Whether nothing was wrong.
     #[must_use]
     pub fn is_empty(&self) -> bool {

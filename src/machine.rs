@@ -4,6 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::thread::available_parallelism;
 
+/// Where Linux says how much memory is left, and how much this process and those it was started with may have.
+const MEMORY: [&str; 2] = ["/proc/meminfo", "/sys/fs/cgroup/memory.max"];
 /// Where Linux describes the caches of a core; of the first, since all are taken to be alike.
 const CACHES: &str = "/sys/devices/system/cpu/cpu0/cache";
 /// A last-level cache where nothing describes it: what a desktop processor of the last ten years has at least.
@@ -13,6 +15,21 @@ const UNKNOWN: Cache = Cache { bytes: 8 << 20, cores: u32::MAX };
 #[must_use]
 pub fn cores() -> u32 {
     available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(u32::MAX))
+}
+
+/// Bytes of memory that may still be asked for, as far as the system says; otherwise all there could be.
+#[must_use]
+pub fn free_memory() -> u64 {
+    let [available, most] = MEMORY.map(|file| fs::read_to_string(file).ok());
+    free(available.as_deref(), most.as_deref())
+}
+
+fn free(available: Option<&str>, most: Option<&str>) -> u64 {
+    let available = available
+        .and_then(|text| text.lines().find_map(|line| line.strip_prefix("MemAvailable:")))
+        .and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1 << 10));
+    let most = most.and_then(|text| text.trim().parse().ok());
+    available.into_iter().chain(most).min().unwrap_or(u64::MAX)
 }
 
 /// A cache that lies before memory.
@@ -70,6 +87,15 @@ mod tests {
         describe(caches.path(), "index4", &of("4\n", "much\n", "0-127\n"));
         describe(caches.path(), "power", &[]);
         assert_eq!(last_level(caches.path()), Some(Cache { bytes: 32 << 20, cores: 16 }));
+    }
+
+    #[test]
+    fn memory_is_what_is_available_and_allowed() {
+        let available = "MemTotal: 9 kB\nMemAvailable:    2048 kB\n";
+        for (most, free_bytes) in [(None, 2 << 20), (Some("max\n"), 2 << 20), (Some("1024\n"), 1024)] {
+            assert_eq!(free(Some(available), most), free_bytes);
+        }
+        assert_eq!([free(None, Some("5")), free(Some("MemAvailable: ?"), None)], [5, u64::MAX]);
     }
 
     #[test]

@@ -296,6 +296,19 @@ fn the_printed_configuration_can_be_given_back() {
 }
 
 #[test]
+fn a_log_that_cannot_be_written_ends_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    std::fs::create_dir(root.path().join("broken")).unwrap();
+    std::fs::write(root.path().join("broken/model.toml"), "this is no manifest").unwrap();
+    let mut command = command();
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    command.args(["models", "--set", "log.filter=info", "--models"]).arg(root.path()).stderr(full);
+    let output = command.output().unwrap();
+    assert_eq!(code(&output), 0);
+    assert!(stdout(&output).contains("broken: package refused"), "{}", stdout(&output));
+}
+
+#[test]
 fn a_reader_that_went_away_is_no_error() {
     let mut child =
         command().args(["check", "--print-config"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

@@ -31,6 +31,14 @@ fn values(list: &Value) -> Vec<u16> {
 }
 
 #[test]
+fn a_file_without_end_is_refused() {
+    for arguments in [&["complete", "--keep-rows", "2", "/dev/zero"][..], &["check", "--config", "/dev/zero"]] {
+        let output = pixeld(models().0.path(), arguments);
+        assert_eq!(output.status.code(), Some(64), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
 fn a_small_image_is_enlarged_to_what_the_reference_makes_of_it() {
     let (models, golden) = models();
     let [shape, low] = [(4, 6), (2, 3)].map(|(height, width)| Shape::new(height, width, 1, 17).unwrap());

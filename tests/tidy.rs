@@ -15,7 +15,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("spec", &["image", "head"]),
     ("model", &["spec", "head", "image", "error"]),
     ("model/families", &["model", "spec", "head", "image", "error", "torch", "decode"]),
-    ("decode", &["model", "spec", "error"]),
+    ("decode", &["model", "spec", "error", "machine"]),
     ("torch", &["model", "error"]),
     ("repository", &["model", "spec", "head", "noise", "image", "error"]),
     ("job", &["model", "spec", "head", "image", "error"]),

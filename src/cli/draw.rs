@@ -93,16 +93,26 @@ impl Batch {
     }
 }
 
-/// Carries all requests out at once; the first failure ends the others. Answers come in the order of the requests.
+/// Images that are asked for at once, or one request: no more than a daemon lets wait as it comes.
+const AT_ONCE: u32 = 512;
+
+/// Carries requests out, several at once; the first failure ends the others. Answers come in the order of the requests.
 pub(super) async fn draw(channel: &Channel, requests: Vec<StreamGenerateImagesRequest>) -> Result<Vec<Batch>, Failure> {
     let bar = progress::bar("values");
+    let images =
+        |request: &StreamGenerateImagesRequest| request.spec.as_ref().map_or(1, |spec| spec.image_count().max(1));
+    let largest = requests.iter().map(images).max().unwrap_or(1);
+    let mut waiting = requests.into_iter().enumerate();
     let mut tasks = JoinSet::new();
-    for (k, request) in requests.into_iter().enumerate() {
-        let (channel, bar) = (channel.clone(), bar.clone());
-        tasks.spawn(async move { one(channel, request, &bar).await.map(|batch| (k, batch)) });
-    }
     let mut batches = Vec::new();
-    while let Some(done) = tasks.join_next().await {
+    loop {
+        while tasks.len() < (AT_ONCE / largest).max(1) as usize
+            && let Some((k, request)) = waiting.next()
+        {
+            let (channel, bar) = (channel.clone(), bar.clone());
+            tasks.spawn(async move { one(channel, request, &bar).await.map(|batch| (k, batch)) });
+        }
+        let Some(done) = tasks.join_next().await else { break };
         batches.push(done.map_err(|error| Failure::Internal(error.to_string()))??);
     }
     bar.finish_and_clear();

@@ -9,7 +9,7 @@ use super::assembly::{order, shape};
 use super::draw::{Controls, draw};
 use super::failure::Failure;
 use super::source::{Granularity, Source};
-use super::{client, connect, output};
+use super::{client, connect, input, output};
 use crate::image::{Order, Shape, codec};
 use crate::rpc::proto::{Conditioning, Model};
 
@@ -124,9 +124,6 @@ fn kind(model: &Model) -> Result<Kind, Failure> {
 /// The bytes of a file that should be a PNG of one image.
 pub(super) fn read_png(path: &Path) -> Result<Vec<u8>, Failure> {
     let refuse = |what: String| Failure::Usage(format!("{}: {what}", path.display()));
-    let size = std::fs::metadata(path).map_err(|error| refuse(error.to_string()))?.len();
-    if size > MAX_PNG_BYTES {
-        return Err(refuse(format!("must be a PNG file of one image, got {size} bytes")));
-    }
-    std::fs::read(path).map_err(|error| refuse(error.to_string()))
+    let bytes = input::bytes(path, MAX_PNG_BYTES).map_err(|error| refuse(error.to_string()))?;
+    bytes.ok_or_else(|| refuse(format!("must be a PNG file of one image, at most {MAX_PNG_BYTES} bytes")))
 }

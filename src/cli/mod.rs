@@ -10,6 +10,7 @@ mod connect;
 mod draw;
 mod failure;
 mod from_images;
+mod input;
 mod models;
 mod npy;
 mod output;

@@ -1,4 +1,4 @@
-//! `pixeld sample`: images from a model, one stream for each class, all at once.
+//! `pixeld sample`: images from a model, one stream for each class, several at once.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -45,7 +45,7 @@ pub(super) struct Sample {
     source: Source,
     #[command(flatten)]
     controls: Controls,
-    /// Class label, or several as 0,1,2: one stream for each, all at once
+    /// Class label, or several as 0,1,2: one stream for each, several at once
     #[arg(long, value_name = "LABEL", value_delimiter = ',', allow_negative_numbers = true)]
     class: Vec<u32>,
     /// Smallest unit that the stream carries; values are the most immediate, rows the least work

@@ -1,6 +1,8 @@
 //! Lays the sources of settings over each other: built-in defaults, file, environment, flags.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::io::Read;
 use std::path::PathBuf;
 
 use config::{Config as Merged, ConfigError, Environment, File, FileFormat, Map, Source, Value, ValueKind};
@@ -11,6 +13,8 @@ use crate::error::Violations;
 /// The lowest layer. It is the file that operators start from, so that neither can drift from the other.
 pub(super) const DEFAULTS: &str = include_str!("../../deploy/config.example.toml");
 
+/// Bytes of a configuration file.
+const MAX_FILE: u64 = 1 << 20;
 const PREFIX: &str = "PIXELD";
 const SEPARATOR: &str = "__";
 const ENVIRONMENT_ORIGIN: &str = "the environment";
@@ -64,8 +68,15 @@ fn merge(layers: &Layers) -> Result<BTreeMap<String, Setting>, Violations> {
     }
     if let Some(path) = &layers.file {
         // Read here rather than by the crate, which would name the file by another path than the user did.
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| Violations::one("--config", format!("cannot read {}: {error}", path.display())))?;
+        let mut text = String::new();
+        let read = fs::File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_string(&mut text));
+        let why = match read {
+            Ok(bytes) if bytes as u64 > MAX_FILE => Some(format!("it is longer than {MAX_FILE} bytes")),
+            other => other.err().map(|error| error.to_string()),
+        };
+        if let Some(why) = why {
+            return Err(Violations::one("--config", format!("cannot read {}: {why}", path.display())));
+        }
         builder = builder.add_source(File::from_str(&text, FileFormat::Toml));
     }
     let environment = Environment::with_prefix(PREFIX).separator(SEPARATOR).source(layers.environment.clone());

@@ -38,7 +38,7 @@ fn the_defaults_are_those_of_the_example_file() {
             listen: "127.0.0.1:50051".parse().unwrap(),
             max_request_bytes: 16 << 20,
             max_upload_bytes: 256 << 20,
-            max_connections: 1024,
+            max_connections: 512,
             max_streams_per_connection: 1024,
             drain_timeout: Duration::from_secs(30),
         },

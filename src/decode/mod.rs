@@ -19,8 +19,9 @@ pub use program::{
 };
 
 use self::program::Needs;
+use crate::machine;
 use crate::model::{ModelError, Slot};
-use crate::spec::Backend;
+use crate::spec::{Backend, Precision};
 
 /// A network with state of its own, for some slots.
 pub trait Decoder: Send + fmt::Debug {
@@ -48,6 +49,22 @@ pub trait Decoder: Send + fmt::Debug {
     /// # Errors
     /// There is no memory for its state, or the device failed.
     fn another(&self, slots: u32) -> Result<Box<dyn Decoder>, ModelError>;
+}
+
+/// Bytes of one image's state. Memories hold 32 bits, rings what `precision` says.
+fn state_bytes(memories: &[(u32, u32)], rings: &[(Attention, u32)], precision: Precision) -> u64 {
+    let rings = rings.iter().map(|(attention, places)| u64::from(attention.place_width()) * u64::from(*places));
+    let memories = memories.iter().map(|&(width, places)| u64::from(width) * u64::from(places));
+    rings.sum::<u64>() * precision.bytes() + memories.sum::<u64>() * Precision::F32.bytes()
+}
+
+/// Refuses state that there is no memory for. The system would promise it all the same, and end the process that uses it.
+fn check_memory(bytes_per_slot: u64, slots: u32) -> Result<(), ModelError> {
+    let (bytes, free) = (bytes_per_slot.saturating_mul(slots.into()), machine::free_memory());
+    if bytes > free {
+        return Err(ModelError::Step(format!("the state of {slots} images takes {bytes} bytes, {free} are free")));
+    }
+    Ok(())
 }
 
 /// A decoder of `network` for `slots` images.

@@ -308,10 +308,7 @@ impl Network {
     /// Bytes of one image's state.
     #[must_use]
     pub fn state_bytes(&self) -> u64 {
-        let rings =
-            self.rings.iter().map(|(attention, places)| u64::from(attention.place_width()) * u64::from(*places));
-        let memories = self.memories.iter().map(|&(width, places)| u64::from(width) * u64::from(places));
-        rings.sum::<u64>() * self.precision.bytes() + memories.sum::<u64>() * Precision::F32.bytes()
+        super::state_bytes(&self.memories, &self.rings, self.precision)
     }
 
     /// What one evaluation of `program` costs at least, for rows that see `places` places in the mean.

@@ -11,7 +11,7 @@ use super::native::{self, Isa};
 use super::torch::Torch;
 use super::{
     Activation, Attention, Builder, Decoder, Linear, NOWHERE, Network, Normalisation, Part, Passing, ProgramId,
-    Register, Row, Rows, Sight, decoder,
+    Register, Row, Rows, Sight, check_memory, decoder,
 };
 use crate::model::Slot;
 use crate::spec::{Backend, Precision};
@@ -476,4 +476,11 @@ fn what_is_not_a_number_shows_in_its_own_row_and_is_forgotten_with_its_slot() {
         // The place beside the poisoned one: what it does not see must not reach it once the slot was cleared.
         assert!(run(&[(0, 0, 1)]).iter().all(|number| number.is_finite()), "{}", backend.name());
     }
+}
+
+#[test]
+fn state_that_no_machine_has_room_for_is_refused() {
+    assert!(check_memory(1 << 40, 1 << 20).unwrap_err().to_string().contains("are free"));
+    assert!(check_memory(u64::MAX, 2).is_err());
+    assert_eq!(check_memory(8, 1), Ok(()));
 }

@@ -9,7 +9,7 @@ pub use source::{MAX_PACKAGES, Source, scan};
 
 use crate::error::Violations;
 use crate::model::manifest::{Manifest, Weights, check_name};
-use crate::model::{FAMILIES, Family, PixelModel, Placement, WeightsFile, WeightsStream};
+use crate::model::{FAMILIES, Family, PixelModel, Placement, TensorSpec, WeightsFile, WeightsStream};
 use crate::spec::Precision;
 
 /// Longest `model.toml` read, in bytes.
@@ -18,7 +18,7 @@ pub const MAX_MANIFEST_BYTES: u64 = 1 << 20;
 /// What is read at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of a weights file.
+    /// Bytes of a weights file, and of its tensors in memory.
     pub weights_bytes: u64,
 }
 
@@ -43,6 +43,8 @@ pub fn load(source: &Source, placement: Placement, limits: Limits) -> Result<Box
         Some(weights) if !tensors.is_empty() => {
             let (mut stream, bytes) =
                 source.open(&weights.file, limits.weights_bytes).map_err(|why| Violations::one("weights.file", why))?;
+            check_size(&tensors, limits)?;
+            // Before anything in the file is believed: an archive can hold code that runs when it is opened.
             verify(&mut *stream, bytes, weights)?;
             let file = WeightsFile { format: weights.format, bytes, stream: &mut *stream };
             (family.build)(&manifest, Some(file), placement)?
@@ -59,22 +61,37 @@ pub fn load(source: &Source, placement: Placement, limits: Limits) -> Result<Box
     Ok(model)
 }
 
+/// Refuses tensors that take more memory than a weights file may be long: an archive can say that one number is a billion.
+fn check_size(tensors: &[TensorSpec], limits: Limits) -> Result<(), Violations> {
+    let numbers = |tensor: &TensorSpec| tensor.shape.iter().fold(1, |all: u64, &n| all.saturating_mul(n));
+    let bytes = tensors.iter().map(numbers).fold(0, u64::saturating_add).saturating_mul(size_of::<f32>() as u64);
+    if bytes > limits.weights_bytes {
+        let most = limits.weights_bytes;
+        return Err(Violations::one("architecture", format!("must have at most {most} bytes of weights, got {bytes}")));
+    }
+    Ok(())
+}
+
 /// Reads and checks a package's manifest alone.
 ///
 /// # Errors
 /// Every fault, as [`Manifest::parse`] reports them; and `name` if the package's directory has another, or one that
 /// no package may have.
 pub fn manifest(source: &Source) -> Result<Manifest, Violations> {
-    if let Some(Err(rule)) = source.name().map(|name| check_name(&name)) {
-        return Err(Violations::one("name", format!("of the directory {rule}")));
+    let (name, mut violations) = (source.name(), Violations::new());
+    if let Some(Err(rule)) = name.as_deref().map(check_name) {
+        violations.add("name", format!("of the directory {rule}"));
     }
     let text = source.read_manifest().map_err(|why| Violations::one("model.toml", why))?;
-    let manifest = Manifest::parse(&text)?;
-    match source.name() {
-        Some(name) if name != manifest.name => {
+    match (Manifest::parse(&text), name) {
+        (Ok(manifest), Some(name)) if violations.is_empty() && name != manifest.name => {
             Err(Violations::one("name", format!("must be that of the directory, {name:?}, got {:?}", manifest.name)))
         }
-        _ => Ok(manifest),
+        (Ok(manifest), _) => violations.into_result(manifest),
+        (Err(found), _) => {
+            violations.add_all(found);
+            Err(violations)
+        }
     }
 }
 

@@ -90,7 +90,7 @@ pub fn scan(root: &Path) -> io::Result<Vec<(String, Source)>> {
         let Ok(entry) = entry else { continue };
         let source = Source::Directory(entry.path());
         let name = source.name().unwrap_or_default();
-        if !name.starts_with('.') && entry.path().join(MANIFEST).is_file() {
+        if !name.starts_with('.') && entry.path().join(MANIFEST).symlink_metadata().is_ok() {
             found.push((name, source));
         }
     }

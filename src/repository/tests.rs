@@ -107,6 +107,16 @@ fn files_are_bounded_before_they_are_read() {
 }
 
 #[test]
+fn an_architecture_cannot_ask_for_more_than_the_weights_may_take() {
+    let wide = "layers = 1\nmodel_width = 4\nheads = 1\nkey_width = 4\nvalue_width = 4\nfeed_forward_width = 65536\n\
+                query_block = 2\npositions = \"learned\"\nnorm = \"pre\"\n";
+    let text = TOY.replace("\"toy\"\n[image]", "\"image_transformer\"\n[image]") + wide;
+    let weights = format!("[weights]\nfile = \"weights.pt\"\nsha256 = \"{}\"\n", "0".repeat(64));
+    let why = refused(&embedded(format!("{text}{weights}")), Limits { weights_bytes: 1 << 20 }).to_string();
+    assert!(why.starts_with("architecture: must have at most 1048576 bytes of weights, got 2"), "{why}");
+}
+
+#[test]
 fn scanning_lists_every_package_by_name_however_broken_its_neighbours_are() {
     let root = tempfile::tempdir().unwrap();
     let named = |name: &str| TOY.replacen("\"toy\"", &format!("\"{name}\""), 1);
@@ -128,9 +138,9 @@ fn scanning_lists_every_package_by_name_however_broken_its_neighbours_are() {
 
     let found = scan(root.path()).unwrap();
     let names: Vec<_> = found.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names, ["Upper", "a", "b", "broken", "linked", "misnamed", "not\u{fffd}utf8\\n"]);
+    assert_eq!(names, ["Upper", "a", "b", "broken", "linked", "misnamed", "not\u{fffd}utf8\\n", "pipe"]);
     let loads = |(_, source): &(String, Source)| load(source, PLACEMENT, Limits::default()).is_ok();
-    assert_eq!(found.iter().map(loads).collect::<Vec<_>>(), [false, true, true, false, false, false, false]);
+    assert_eq!(found.iter().map(loads).collect::<Vec<_>>(), [false, true, true, false, false, false, false, false]);
     let why = load(&found[0].1, PLACEMENT, Limits::default()).err().unwrap().to_string();
     assert!(why.contains("name: of the directory must be") && why.contains("\"Upper\""), "{why}");
     assert!(scan(&root.path().join("nowhere")).is_err());

@@ -16,7 +16,10 @@ pub fn init(log: &Log) -> Result<(), TryInitError> {
 
     // The configuration has parsed the filter before, so nothing is lost here.
     let filter = EnvFilter::builder().parse_lossy(&log.filter);
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A log that cannot be written, because the disk is full or the reader has gone, must not end what it tells of; it would,
+    // by the panic of telling of its own failure.
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     if log.json {
         builder.json().finish().try_init()
     } else {

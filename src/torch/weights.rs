@@ -10,6 +10,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use tch::{Device, Kind, TchError, Tensor};
+use zip::{CompressionMethod, ZipArchive};
 
 use super::first_line;
 use crate::error::Violations;
@@ -59,6 +60,7 @@ fn load_torch_script(file: WeightsFile<'_>, expected: &[TensorSpec]) -> Result<W
     if file.bytes == 0 {
         return Err(Violations::one("weights", "the file is empty"));
     }
+    check_archive(file.stream, file.bytes).map_err(|why| Violations::one("weights", why))?;
     let loaded = Tensor::load_multi_from_stream_with_device(FullReads(file.stream), Device::Cpu)
         .map_err(|error| Violations::one("weights", first_line(&error)))?;
     compare(expected, loaded.iter().map(|(name, tensor)| (name.as_str(), tensor.size())))?;
@@ -67,6 +69,23 @@ fn load_torch_script(file: WeightsFile<'_>, expected: &[TensorSpec]) -> Result<W
         weights.add(name, Ok(tensor));
     }
     weights.finish()
+}
+
+/// Checks that an archive unpacks to no more than its own length, and rewinds it: libtorch would inflate whatever it finds.
+fn check_archive(stream: &mut dyn WeightsStream, bytes: u64) -> Result<(), String> {
+    let mut archive = ZipArchive::new(&mut *stream).map_err(|error| format!("is no TorchScript archive: {error}"))?;
+    let mut unpacked = 0u64;
+    for index in 0..archive.len() {
+        let file = archive.by_index_raw(index).map_err(|error| error.to_string())?;
+        if file.compression() != CompressionMethod::Stored {
+            return Err(format!("file {index} of the archive must be stored as it is, got {}", file.compression()));
+        }
+        unpacked = unpacked.saturating_add(file.size());
+    }
+    if unpacked > bytes {
+        return Err(format!("the archive must unpack to at most its own {bytes} bytes, got {unpacked}"));
+    }
+    stream.rewind().map_err(|error| error.to_string())
 }
 
 fn load_safetensors(file: WeightsFile<'_>, expected: &[TensorSpec]) -> Result<Weights, Violations> {

@@ -26,7 +26,7 @@ use self::state::{Heads, State, store, zeros};
 use super::program::{
     Activation, NOWHERE, Needs, Network, Op, Part, Passing, Program, ProgramId, Register, Sight, Taps,
 };
-use super::{Decoder, Row, Rows};
+use super::{Decoder, Row, Rows, check_memory};
 use crate::model::{ModelError, Slot};
 use crate::spec::Precision;
 
@@ -51,6 +51,7 @@ struct Compiled<F: Format> {
     /// Width and places of each memory.
     memories: Vec<(usize, usize)>,
     rings: Vec<Heads>,
+    state_bytes: u64,
 }
 
 /// A program.
@@ -104,6 +105,7 @@ impl<F: Format> Compiled<F> {
             programs: network.programs.iter().map(Code::new).collect::<Result<_, _>>()?,
             memories: network.memories.iter().map(|&(width, places)| (width as usize, places as usize)).collect(),
             rings: network.rings.iter().map(|(attention, places)| Heads::new(attention, *places)).collect(),
+            state_bytes: network.state_bytes(),
         })
     }
 }
@@ -242,6 +244,7 @@ impl<F: Format> fmt::Debug for Native<F> {
 
 impl<F: Format> Native<F> {
     fn new(compiled: Arc<Compiled<F>>, slots: u32, isa: Isa) -> Result<Self, ModelError> {
+        check_memory(compiled.state_bytes, slots)?;
         let rings = compiled.rings.iter().map(|&shape| State::new(shape, slots as usize));
         let numbers = |(width, places): (usize, usize)| width.checked_mul(places)?.checked_mul(slots as usize);
         let memories = compiled.memories.iter().map(|&shape| zeros(numbers(shape)));

@@ -24,7 +24,7 @@ use super::program::{
     Activation, Attention, Linear, Memory, NOWHERE, Network, Normalisation, Op, Part, Passing, Program, ProgramId,
     Register, Taps,
 };
-use super::{Decoder, Row, Rows};
+use super::{Decoder, Row, Rows, check_memory, state_bytes};
 use crate::model::{ModelError, Slot};
 use crate::spec::Precision;
 
@@ -125,6 +125,7 @@ impl Torch {
         precision: Precision,
         slots: u32,
     ) -> Result<Self, ModelError> {
+        check_memory(state_bytes(memories, rings, Precision::F32), slots)?;
         let rows = (slots as usize).max(1).next_multiple_of(BUCKET);
         let rings = rings.iter().map(|&(attention, places)| {
             let zeros = |width: u32| {
