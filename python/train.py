@@ -100,7 +100,7 @@ RECIPES = {
     "digits_multi_scale": Recipe(
         "pixel_cnn", "Handwritten digits, 8x8, by class: the upper of two stages, from 4x4",
         masked(8, 0.3, hidden_width=40, residual=True, skip=True, kernel_size=3, low_height=4, low_width=4,
-               condition_maps=16), epochs=28),
+               condition_maps=16), epochs=28, low_model="digits_multi_scale_low"),
     "digits_multi_scale_low": Recipe(
         "pixel_cnn", "Handwritten digits, 4x4, by class: the lower of two stages",
         masked(4, 0.3, hidden_width=32, residual=True, skip=True, kernel_size=3), epochs=40, side=4),

@@ -1,8 +1,10 @@
 //! The composition root, and the order of life: load, serve, drain, let go, stop.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures_util::Stream;
@@ -18,8 +20,10 @@ use crate::engine::catalogue::{Catalogue, State};
 use crate::engine::health::Health;
 use crate::engine::{Engine, EngineConfig};
 use crate::error::Violations;
+use crate::image::Shape;
 use crate::model::PixelModel;
 use crate::rpc::{self, Connections, Uploads};
+use crate::spec::ModelSpec;
 
 /// What answered calls may take to leave their connections, and engines to finish their last step, beyond the drain.
 const LINGER: Duration = Duration::from_millis(500);
@@ -83,16 +87,21 @@ pub struct App {
 impl App {
     /// Begins to load every model, each on a thread of its own. Must be called within a tokio runtime.
     ///
-    /// A model whose package is refused is logged and listed as failed; the others are served without it.
+    /// A model whose package is refused is logged and listed as failed; the others are served without it. One that names
+    /// another is refused if the two do not fit.
     #[must_use]
     pub fn start(config: Config, sources: Vec<Source>) -> Self {
         let catalogue = Catalogue::new();
         let stop = CancellationToken::new();
         let (breakdowns, broken) = watch::channel(None);
         let mut models = JoinSet::new();
-        for Source { name, load } in sources {
+        let (built, specs): (Vec<_>, Vec<_>) = sources.iter().map(|_| watch::channel(None)).unzip();
+        let names = sources.iter().map(|source| source.name.clone());
+        let all: Arc<Specs> = Arc::new(names.zip(specs).collect());
+        for (Source { name, load }, built) in sources.into_iter().zip(built) {
             catalogue.set(&name, State::Loading);
-            let life = Life { name, catalogue: catalogue.clone(), breakdowns: breakdowns.clone(), stop: stop.clone() };
+            let (catalogue, breakdowns, stop) = (catalogue.clone(), breakdowns.clone(), stop.clone());
+            let life = Life { name, catalogue, breakdowns, stop, built, all: Arc::clone(&all) };
             models.spawn(life.run(load, config.engine.shards(), config.engine.engine));
         }
         Self { config, catalogue, models, stop, broken }
@@ -181,30 +190,40 @@ impl App {
     }
 }
 
+/// What every package has turned out to be: nothing yet, or never if it was refused.
+type Specs = BTreeMap<String, watch::Receiver<Option<ModelSpec>>>;
+
 /// The life of one model, from its package to its end.
 struct Life {
     name: String,
     catalogue: Catalogue,
     breakdowns: watch::Sender<Option<(String, String)>>,
     stop: CancellationToken,
+    /// Its own place in `all`.
+    built: watch::Sender<Option<ModelSpec>>,
+    all: Arc<Specs>,
 }
 
 impl Life {
     async fn run(self, load: Load, shards: u32, config: EngineConfig) {
-        let start = move || load().map(|model| Engine::start(model, shards, config));
         // A package that is still being read at the end is left to its thread.
-        let Some(started) = self.stop.run_until_cancelled(spawn_blocking(start)).await else { return };
-        let engine = match started {
-            Ok(Ok(engine)) => engine,
-            Ok(Err(faults)) => {
-                for fault in faults.iter() {
-                    tracing::error!(model = self.name, field = fault.field, "{}", fault.description);
-                }
-                return self.failed(format!("package refused: {faults}"));
-            }
+        let Some(loaded) = self.stop.run_until_cancelled(spawn_blocking(load)).await else { return };
+        let model = match loaded {
+            Ok(Ok(model)) => model,
+            Ok(Err(faults)) => return self.refused(&faults),
             Err(panic) => return self.failed(format!("loading panicked: {panic}")),
         };
-        match engine {
+        // First, so that no two wait for each other.
+        let spec = model.spec().clone();
+        self.built.send_replace(Some(spec.clone()));
+        match self.stop.run_until_cancelled(self.check_low_model(&spec)).await {
+            Some(Ok(())) => {}
+            Some(Err(faults)) => return self.refused(&faults),
+            None => return,
+        }
+        let start = spawn_blocking(move || Engine::start(model, shards, config));
+        let Some(started) = self.stop.run_until_cancelled(start).await else { return };
+        match started.unwrap_or_else(|panic| Err(io::Error::other(panic))) {
             Ok(engine) => {
                 self.catalogue.set(&self.name, State::Warming);
                 self.stop.run_until_cancelled(self.attend(&engine)).await;
@@ -212,6 +231,21 @@ impl Life {
                 _ = spawn_blocking(|| engine.stop()).await;
             }
             Err(error) => self.failed(format!("the engine did not start: {error}")),
+        }
+    }
+
+    /// Checks that the model which `spec` leaves low-resolution images to can draw them. One that was refused is no fault
+    /// here: requests that bring such an image can be answered, and the others learn why not.
+    async fn check_low_model(&self, spec: &ModelSpec) -> Result<(), Violations> {
+        let Some(name) = &spec.low_model else { return Ok(()) };
+        let Some(lower) = self.all.get(name) else {
+            let known = self.all.keys().cloned().collect::<Vec<_>>().join(", ");
+            let rule = format!("must name a package that is served here ({known}), got {name:?}");
+            return Err(Violations::one(LOW_MODEL, rule));
+        };
+        match lower.clone().wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(lower)) => fits_below(lower, spec),
+            Ok(None) | Err(_) => Ok(()),
         }
     }
 
@@ -238,8 +272,42 @@ impl Life {
         }
     }
 
+    fn refused(&self, faults: &Violations) {
+        for fault in faults.iter() {
+            tracing::error!(model = self.name, field = fault.field, "{}", fault.description);
+        }
+        self.failed(format!("package refused: {faults}"));
+    }
+
     fn failed(&self, why: String) {
         tracing::error!(model = self.name, why, "not serving");
         self.catalogue.set(&self.name, State::Failed { why });
     }
+}
+
+const LOW_MODEL: &str = "condition.low_model";
+
+/// Checks that `lower` can draw every low-resolution image that `upper` takes.
+fn fits_below(lower: &ModelSpec, upper: &ModelSpec) -> Result<(), Violations> {
+    let (name, mut faults) = (&lower.name, Violations::new());
+    let mut refuse = |rule: String| faults.add(LOW_MODEL, rule);
+    if let Some(low) = upper.condition.low.filter(|&low| low != lower.shape) {
+        refuse(format!("must draw images of {}, {name:?} draws {}", described(low), described(lower.shape)));
+    }
+    if let Some(low) = lower.condition.low {
+        refuse(format!("must need no low-resolution image itself, {name:?} needs one of {}", described(low)));
+    }
+    let [of_upper, of_lower] = [upper, lower].map(|spec| spec.condition.classes);
+    if of_upper > 0 && ![0, of_upper].contains(&of_lower) {
+        refuse(format!("must take {of_upper} classes or none, {name:?} takes {of_lower}"));
+    }
+    if lower.condition.class_required && !upper.condition.class_required {
+        refuse(format!("must not need a class, {name:?} does and this one is sampled without"));
+    }
+    faults.into_result(())
+}
+
+fn described(shape: Shape) -> String {
+    let [height, width, channels] = [shape.height(), shape.width(), shape.channels()];
+    format!("{height} x {width} x {channels} with {} levels", shape.levels())
 }

@@ -10,7 +10,7 @@ pub struct ConditionSpec {
     pub classes: u32,
     /// Whether a request must name a class.
     pub class_required: bool,
-    /// Shape of the low-resolution image that every request must bring; `None`: the model takes none.
+    /// Shape of the low-resolution image that every image is made from; `None`: the model takes none.
     pub low: Option<Shape>,
 }
 
@@ -111,6 +111,8 @@ pub struct ModelSpec {
     pub head: Head,
     /// Conditioning.
     pub condition: ConditionSpec,
+    /// Name of the model that draws the low-resolution image of a request that brings none; `None`: every request must.
+    pub low_model: Option<String>,
     /// Images that can be in the making at once.
     pub slots: u32,
     /// Device memory one slot takes, in bytes.

@@ -10,8 +10,9 @@ use super::{client, connect, output};
 use crate::rpc::proto::{Backend, ImageShape, Model, Precision};
 
 const AFTER_HELP: &str = "\
-Columns: shape is height x width x channels, slots are images that can be in the making at once, memory is what one of
-them takes on the device, bits/dim is what the package's author measured on held-out images.
+Columns: shape is height x width x channels, from is the low-resolution image that each image is made from (its shape, or
+the model that draws it where a request brings none), slots are images that can be in the making at once, memory is what
+one of them takes on the device, bits/dim is what the package's author measured on held-out images.
 
 Examples:
   pixeld models --models ./models
@@ -39,6 +40,7 @@ struct Line<'a> {
     shape: Option<[u32; 3]>,
     levels: Option<u32>,
     low_resolution_shape: Option<[u32; 3]>,
+    low_resolution_model: Option<&'a str>,
     class_count: u32,
     class_required: bool,
     max_running_images: u32,
@@ -71,6 +73,7 @@ fn json(model: &Model) -> Line<'_> {
         shape: shape.map(sizes),
         levels: shape.map(|shape| shape.levels),
         low_resolution_shape: model.low_resolution_shape.as_ref().map(sizes),
+        low_resolution_model: drawn_by(model),
         class_count: model.class_count,
         class_required: model.class_required,
         max_running_images: model.max_running_images,
@@ -89,18 +92,27 @@ fn json(model: &Model) -> Line<'_> {
     }
 }
 
+/// The model that draws its low-resolution images.
+fn drawn_by(model: &Model) -> Option<&str> {
+    Some(client::short(&model.low_resolution_model)).filter(|name| !name.is_empty())
+}
+
 /// The models as a table with a line for each, and below it why any of them is not ready.
 pub(super) fn table(models: &[Model]) -> String {
-    let heads = ["NAME", "STATE", "FAMILY", "SHAPE", "LEVELS", "CLASSES", "SLOTS", "MEMORY", "BITS/DIM", "REVISION"];
+    let heads =
+        ["NAME", "STATE", "FAMILY", "SHAPE", "LEVELS", "FROM", "CLASSES", "SLOTS", "MEMORY", "BITS/DIM", "REVISION"];
     let mut rows = vec![heads.map(str::to_owned)];
     rows.extend(models.iter().map(|model| {
         let shape = model.shape.as_ref();
+        let sizes = |shape: &ImageShape| format!("{}x{}x{}", shape.height, shape.width, shape.channels);
+        let low = || model.low_resolution_shape.as_ref().map_or_else(|| "none".to_owned(), sizes);
         [
             client::short(&model.name).to_owned(),
             client::state(model).to_owned(),
             model.architecture.clone(),
-            shape.map(|shape| format!("{}x{}x{}", shape.height, shape.width, shape.channels)).unwrap_or_default(),
+            shape.map(sizes).unwrap_or_default(),
             shape.map(|shape| shape.levels.to_string()).unwrap_or_default(),
+            drawn_by(model).map_or_else(low, str::to_owned),
             match (model.class_count, model.class_required) {
                 (0, _) => "none".to_owned(),
                 (count, true) => format!("{count} (required)"),
@@ -112,7 +124,7 @@ pub(super) fn table(models: &[Model]) -> String {
             model.revision.chars().take(12).collect(),
         ]
     }));
-    let mut widths = [0; 10];
+    let mut widths = [0; 11];
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = cell.chars().count().max(*width);
@@ -149,6 +161,10 @@ mod tests {
             held_out_bits_per_dim: Some(1.23456),
             ..Model::default()
         };
+        let low_resolution_shape = Some(ImageShape { height: 4, width: 3, channels: 3, levels: 4 });
+        let larger = Model { name: "models/larger".into(), low_resolution_shape, ..good.clone() };
+        let linked =
+            Model { name: "models/linked".into(), low_resolution_model: "models/good".into(), ..larger.clone() };
         let bad = Model {
             name: "models/bad".into(),
             state: ModelState::Failed.into(),
@@ -156,10 +172,12 @@ mod tests {
             ..Model::default()
         };
         let expected = "\
-NAME  STATE   FAMILY  SHAPE  LEVELS  CLASSES  SLOTS  MEMORY   BITS/DIM  REVISION
-good  ready   toy     8x9x3  4       10       16     2.0 KiB  1.235     0123456789ab
-bad   failed                         none     0      0 B
+NAME    STATE   FAMILY  SHAPE  LEVELS  FROM   CLASSES  SLOTS  MEMORY   BITS/DIM  REVISION
+good    ready   toy     8x9x3  4       none   10       16     2.0 KiB  1.235     0123456789ab
+larger  ready   toy     8x9x3  4       4x3x3  10       16     2.0 KiB  1.235     0123456789ab
+linked  ready   toy     8x9x3  4       good   10       16     2.0 KiB  1.235     0123456789ab
+bad     failed                         none   none     0      0 B
 bad: no weights";
-        assert_eq!(table(&[good, bad]), expected);
+        assert_eq!(table(&[good, larger, linked, bad]), expected);
     }
 }

@@ -42,6 +42,8 @@ pub struct Manifest {
     pub layout: Layout,
     /// Conditioning.
     pub condition: ConditionSpec,
+    /// The package that draws the low-resolution image of a request that brings none.
+    pub low_model: Option<String>,
     /// The family's own table.
     pub architecture: Table,
     /// The weights file, for families that have weights.
@@ -162,6 +164,7 @@ impl Manifest {
             order: self.order,
             head: self.head,
             condition: self.condition,
+            low_model: self.low_model.clone(),
             slots: placement.slots,
             bytes_per_slot,
             held_out_bits_per_dim: self.results.held_out_bits_per_dim,
@@ -200,7 +203,7 @@ fn read(fields: &mut Fields<'_>) -> Option<Manifest> {
     let data = fields.table("data", data).unwrap_or_default();
     let training = fields.table("training", training).unwrap_or_default();
     let results = fields.table("results", results).unwrap_or_default();
-    let condition = condition.unwrap_or_default();
+    let (condition, low_model) = condition.unwrap_or_default();
     let golden = fields.table("golden", |fields| match shape {
         Some(shape) => Some(golden(fields, shape, condition)),
         // Nothing to check the answers against.
@@ -218,6 +221,7 @@ fn read(fields: &mut Fields<'_>) -> Option<Manifest> {
         head,
         layout,
         condition,
+        low_model,
         architecture: architecture?,
         weights,
         data,
@@ -299,14 +303,19 @@ fn head(fields: &mut Fields<'_>, shape: Option<Shape>) -> Option<(Head, Layout)>
     Some((head, layout))
 }
 
-fn condition(fields: &mut Fields<'_>, shape: Option<Shape>) -> Option<ConditionSpec> {
-    let has_low = fields.has("low_height") || fields.has("low_width");
-    let mut spec = ConditionSpec::default();
+/// The conditioning, and the package that draws low-resolution images.
+fn condition(fields: &mut Fields<'_>, shape: Option<Shape>) -> Option<(ConditionSpec, Option<String>)> {
+    // Whoever names a package that draws the image must say how large it is.
+    let has_low = ["low_height", "low_width", "low_model"].iter().any(|key| fields.has(key));
+    let (mut spec, mut classes) = (ConditionSpec::default(), Some(0));
     // A table that says nothing at all is a mistake.
     if !has_low || fields.has("classes") || fields.has("required") {
-        let classes = fields.number("classes", 1..=u32::MAX);
+        classes = fields.number("classes", 1..=u32::MAX);
         spec.class_required = fields.optional("required").unwrap_or(false);
-        spec.classes = classes?;
+    }
+    let low_model: Option<String> = fields.optional("low_model");
+    if let Some(Err(rule)) = low_model.as_deref().map(check_name) {
+        fields.refuse("low_model", rule);
     }
     if has_low {
         let sizes = ["low_height", "low_width"].map(|key| fields.number(key, 1..=MAX_VALUES));
@@ -317,7 +326,8 @@ fn condition(fields: &mut Fields<'_>, shape: Option<Shape>) -> Option<ConditionS
             fields.refuse("low_height", format!("x low_width x channels must be at most {MAX_VALUES}, got {values}"));
         }
     }
-    Some(spec)
+    spec.classes = classes?;
+    Some((spec, low_model))
 }
 
 fn weights(fields: &mut Fields<'_>) -> Option<Weights> {

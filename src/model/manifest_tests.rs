@@ -186,6 +186,7 @@ layout = "oai"
 [condition]
 low_height = 1
 low_width = 2
+low_model = "small.v1"
 [architecture]
 [[golden.score]]
 values = [VALUES]
@@ -211,6 +212,8 @@ fn blocks_a_mixture_and_a_low_resolution_image_are_read() {
     assert_eq!(manifest.spec("toy", Placement::new(1, 1), 0).values_per_step(), 3);
     let low = Some(Shape::new(1, 2, 3, 4).unwrap());
     assert_eq!(manifest.condition, ConditionSpec { classes: 0, class_required: false, low });
+    assert_eq!(manifest.low_model.as_deref(), Some("small.v1"));
+    assert_eq!(manifest.spec("toy", Placement::new(1, 1), 0).low_model, manifest.low_model);
     assert_eq!(manifest.golden.scores[0].low.as_deref(), Some([0, 1, 2, 3, 0, 1].as_slice()));
     assert_eq!(manifest.golden.samples[0].low.as_deref(), Some([0, 1, 2, 3, 0, 0].as_slice()));
     let in_values = rich().replace("block_width = 3", "block_width = 2").replace("\"pixels\"", "\"values\"");
@@ -239,6 +242,11 @@ fn every_fault_of_blocks_mixture_and_low_resolution_image_is_named() {
     assert_eq!(faults("components = 5", "components = 65"), ["head.components"]);
     assert_eq!(faults("\"oai\"", "\"kam\""), ["head.layout"]);
     assert_eq!(faults("low_width = 2\n", "")[..1], named("condition.low_width"));
+    assert_eq!(faults("\"small.v1\"", "\"../small\"")[..1], named("condition.low_model"));
+    assert_eq!(
+        faults("low_height = 1\nlow_width = 2\n", "")[..2],
+        [named("condition.low_height"), named("condition.low_width")].concat()
+    );
     assert_eq!(faults("low_width = 2", "low_width = 0")[..1], named("condition.low_width"));
     assert_eq!(
         faults("low_height = 1\nlow_width = 2", "low_height = 1024\nlow_width = 1024")[..1],

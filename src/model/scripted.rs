@@ -177,6 +177,7 @@ impl Scripted {
             order: Order::Raster,
             head: Head::Categorical,
             condition: ConditionSpec { classes: 3, class_required: false, low: None },
+            low_model: None,
             slots,
             bytes_per_slot: 0,
             held_out_bits_per_dim: None,

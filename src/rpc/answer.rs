@@ -129,6 +129,7 @@ pub(super) fn model(name: &str, state: &State, draining: bool) -> proto::Model {
         class_count: spec.condition.classes,
         class_required: spec.condition.class_required,
         low_resolution_shape: spec.condition.low.map(shape),
+        low_resolution_model: spec.low_model.as_deref().map(model_name).unwrap_or_default(),
         max_running_images: spec.slots,
         device_bytes_per_image: spec.bytes_per_slot,
         ready_time: Some(since.into()),

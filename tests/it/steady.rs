@@ -111,6 +111,7 @@ impl Steady {
             order: Order::Raster,
             head: Head::Categorical,
             condition: ConditionSpec { classes: 2, class_required: false, low: None },
+            low_model: None,
             slots,
             bytes_per_slot: 8,
             held_out_bits_per_dim: None,
