@@ -1,10 +1,11 @@
 //! One request's work, checked against the model's spec before anything is queued.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::{Error, Violations};
 use crate::head::Tuning;
-use crate::image::Canvas;
+use crate::image::{Canvas, Rank};
 use crate::model::Condition;
 use crate::spec::{ConditionSpec, ModelSpec};
 
@@ -63,7 +64,7 @@ pub struct SampleRequest {
     pub first_image_index: u32,
     /// Class label.
     pub class_label: Option<u32>,
-    /// Values of the low-resolution image in raster order.
+    /// Values of the low-resolution image in raster order; `None`: draw one, where the model can have that done.
     pub low_resolution: Option<Vec<u16>>,
     /// Known first values in raw form, in the model's order; kept verbatim in every image.
     pub prefix: Vec<u8>,
@@ -92,14 +93,19 @@ pub struct SampleJob {
     pub images: u32,
     /// Index of the first image in the noise key; the last one's index fits 32 bits.
     pub first_image: u32,
-    /// Conditioning of every image.
+    /// Conditioning of every image. Where the model takes a low-resolution image, it is missing here only while it is to be
+    /// drawn, and where `lows` has one for each image.
     pub condition: Condition,
+    /// The low-resolution image of each image, where they were drawn for it; otherwise empty.
+    pub lows: Vec<Arc<[u16]>>,
     /// Known first values of every image.
     pub prefix: Canvas,
     /// How values are drawn.
     pub tuning: Tuning,
     /// Seed of the noise.
     pub seed: u64,
+    /// Rank in the noise of the first value, and of the others from there: 0, but for the first of two stages.
+    pub noise_from: Rank,
     /// The promise.
     pub reproducibility: Reproducibility,
     /// Queue class.
@@ -133,7 +139,10 @@ impl SampleJob {
                 format!("must be at most {highest} for {images} images, got {}", request.first_image_index),
             );
         }
-        let condition = check_condition(request.class_label, request.low_resolution, &spec.condition, &mut violations);
+        // An image that another model can draw need not be there.
+        let drawn = request.low_resolution.is_none() && spec.low_model.is_some();
+        let taken = ConditionSpec { low: spec.condition.low.filter(|_| !drawn), ..spec.condition };
+        let condition = check_condition(request.class_label, request.low_resolution, &taken, &mut violations);
         let prefix = check_prefix(&request.prefix, spec, &mut violations);
         let tuning = Tuning::new(request.temperature, request.top_k, request.top_p).unwrap_or_else(|found| {
             violations.add_within("sampling", found);
@@ -144,14 +153,39 @@ impl SampleJob {
             images,
             first_image: request.first_image_index,
             condition,
+            lows: Vec::new(),
             prefix,
             tuning,
             seed: request.seed.unwrap_or_else(fresh_seed),
+            noise_from: 0,
             reproducibility: request.reproducibility,
             class: request.class,
             granularity: request.granularity,
             queue_timeout: request.queue_timeout,
         })
+    }
+
+    /// The job that draws the low-resolution images of this one with a model of `lower`. Whoever waits for both keeps the
+    /// time.
+    #[must_use]
+    pub fn first_stage(&self, lower: &ModelSpec) -> Self {
+        Self {
+            condition: Condition { class: self.condition.class.filter(|_| lower.condition.classes > 0), low: None },
+            prefix: Canvas::empty(lower.shape),
+            // Behind the ranks of the images themselves, so that the stages never share a number.
+            noise_from: self.prefix.shape().values(),
+            // Only the end is waited for.
+            granularity: Granularity::Row,
+            queue_timeout: None,
+            ..self.clone()
+        }
+    }
+
+    /// Conditioning of image `index`.
+    #[must_use]
+    pub fn condition_of(&self, index: u32) -> Condition {
+        let own = self.lows.get(index as usize).cloned();
+        Condition { low: own.or_else(|| self.condition.low.clone()), class: self.condition.class }
     }
 }
 

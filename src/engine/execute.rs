@@ -94,7 +94,7 @@ impl Core {
         if job.prefix.known() == 0 {
             buffer.milestones.prefilled.get_or_init(|| now);
         }
-        let condition = job.condition.clone();
+        let condition = job.condition_of(image.index);
         if let Some(place) = self.places.get_mut(slot.0 as usize) {
             *place = Some(Live::new(image, job, buffer, known));
         }

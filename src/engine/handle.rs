@@ -15,6 +15,7 @@ use super::part::{Part, Whole};
 use super::pass::{ScoreReply, Sheet};
 use super::shared::{Claim, Kind, Places, Shared};
 use super::split::split;
+use super::stages::FirstStage;
 use super::stream::{SampleStream, ScoreTicket};
 use crate::error::{Error, Violations};
 use crate::job::{SampleJob, ScoreJob};
@@ -52,14 +53,43 @@ impl Handle {
     /// are places in all.
     pub fn sample(&self, job: SampleJob, deadline: Option<Instant>) -> Result<SampleStream, Error> {
         let permits = self.admit(Kind::Sampling, job.images)?;
-        let buffer = Arc::new(SampleBuffer::new(&job));
-        let make = SampleStream::maker(&job, Arc::clone(&buffer), deadline);
+        let mut stream = SampleStream::new(&job, deadline);
+        stream.claim = Some(self.send(job, &stream.buffer, permits)?);
+        Ok(stream)
+    }
+
+    /// Queues a sampling job whose low-resolution images `lower` draws first, from the same seed; never waits. The job has
+    /// its places from now on, and is sent as soon as those images are there and the stream is read.
+    ///
+    /// # Errors
+    /// As [`sample`](Self::sample), of either model.
+    pub fn sample_from(
+        &self,
+        lower: &Handle,
+        job: SampleJob,
+        deadline: Option<Instant>,
+    ) -> Result<SampleStream, Error> {
+        // First: whoever drains this model between the stages finds the job admitted.
+        let permits = self.admit(Kind::Sampling, job.images)?;
+        let mut stream = SampleStream::new(&job, deadline);
+        let low = lower.sample(job.first_stage(lower.spec()), None)?;
+        let lower = Arc::clone(lower.spec());
+        stream.first = Some(Box::new(FirstStage { low, lower, job, permits, upper: self.clone() }));
+        Ok(stream)
+    }
+
+    /// Sends an admitted job, whatever has become of admission since.
+    pub(super) fn send(
+        &self,
+        job: SampleJob,
+        buffer: &Arc<SampleBuffer>,
+        permits: OwnedSemaphorePermit,
+    ) -> Result<Claim, Error> {
         let (images, job) = (job.images, Arc::new(job));
-        let claim = self.submit(Kind::Sampling, images, permits, |id, images, part| {
-            let promise = Promise::new(Arc::clone(&buffer), part);
+        self.submit(Kind::Sampling, images, permits, |id, images, part| {
+            let promise = Promise::new(Arc::clone(buffer), part);
             Command::Sample { id, job: Arc::clone(&job), images, promise }
-        })?;
-        Ok(make(claim))
+        })
     }
 
     /// Whether `items` more images to score would be taken now. Asked before they are decoded: a refusal should be cheap.

@@ -82,7 +82,8 @@ impl Live {
                 self.log_likelihood += head.log_prob(row, &self.canvas, rank)?;
                 continue;
             }
-            let u = noise::uniform(self.job.seed, self.job.first_image + self.key.index, rank);
+            let place = self.job.noise_from + rank;
+            let u = noise::uniform(self.job.seed, self.job.first_image + self.key.index, place);
             let drawn = head.draw(row, &self.canvas, &self.job.tuning, u)?;
             self.log_likelihood += drawn.log_prob;
             self.canvas.push(drawn.value);

@@ -14,6 +14,7 @@ mod part;
 mod pass;
 mod shared;
 mod split;
+mod stages;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -22,5 +23,6 @@ mod thread;
 pub use core::SCORE_IMAGES;
 pub use gauges::Load;
 pub use handle::Handle;
+pub use stages::LowImage;
 pub use stream::{SampleStream, SampleSummary, Score, ScoreTicket, Timing, Usage};
 pub use thread::{Engine, EngineConfig};

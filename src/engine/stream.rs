@@ -10,6 +10,7 @@ use tokio::time;
 use super::event::{ENGINE_GONE, Run, SampleBuffer};
 use super::live::unit;
 use super::shared::Claim;
+use super::stages::{Drawn, FirstStage, LowImage};
 use crate::error::{DeadlineStage, Error};
 use crate::image::Rank;
 use crate::job::SampleJob;
@@ -17,7 +18,7 @@ use crate::job::SampleJob;
 /// Finest delay that tokio's timers tell apart; a shorter one would make a waiting reader spin.
 const SHORTEST_DELAY: Duration = Duration::from_millis(1);
 
-/// What one request consumed.
+/// What one request consumed, in both stages where it has two.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Values sampled.
@@ -28,10 +29,10 @@ pub struct Usage {
     pub peak_batch: u32,
 }
 
-/// Where one request's time went.
+/// Where one request's time went. The first of two stages belongs to what comes before the first value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timing {
-    /// From submission to the first slot.
+    /// From submission to the first slot, in whichever model.
     pub queue: Duration,
     /// From there to the end of the first prefix.
     pub prefill: Duration,
@@ -46,6 +47,8 @@ pub struct Timing {
 pub struct SampleSummary {
     /// Log-likelihood of each image in nats, prefix included.
     pub log_likelihoods: Vec<f64>,
+    /// The low-resolution image of each image, where they were drawn for it; otherwise empty.
+    pub low_images: Vec<LowImage>,
     /// What it consumed.
     pub usage: Usage,
     /// Where the time went.
@@ -67,7 +70,12 @@ enum State {
 #[derive(Debug)]
 pub struct SampleStream {
     pub(super) buffer: Arc<SampleBuffer>,
-    claim: Claim,
+    /// What the job waits for before it is sent, where it has two stages.
+    pub(super) first: Option<Box<FirstStage>>,
+    /// What that has left; nothing where there is one stage.
+    drawn: Drawn,
+    /// On the job, once it was sent.
+    pub(super) claim: Option<Claim>,
     /// Known values each image starts with.
     prefix: Rank,
     unit: u32,
@@ -76,23 +84,26 @@ pub struct SampleStream {
     state: State,
     submitted: Instant,
     deadline: Option<time::Instant>,
-    /// When waiting for the first value ends; `None` once it is there.
+    /// When waiting for the first value ends, whatever is waited for; `None` once it is there.
     queue_deadline: Option<time::Instant>,
 }
 
 impl SampleStream {
-    /// All of a stream but its claim, which exists once the job has been sent.
-    pub(super) fn maker(
-        job: &SampleJob,
-        buffer: Arc<SampleBuffer>,
-        deadline: Option<Instant>,
-    ) -> impl FnOnce(Claim) -> Self + use<> {
-        let (prefix, unit) = (job.prefix.known(), unit(job.granularity, job.prefix.shape()));
-        let taken = vec![0; job.images as usize];
-        let queue_deadline = job.queue_timeout.and_then(|timeout| time::Instant::now().checked_add(timeout));
-        let (submitted, deadline) = (Instant::now(), deadline.map(time::Instant::from_std));
-        let state = State::Open;
-        move |claim| Self { buffer, claim, prefix, unit, taken, state, submitted, deadline, queue_deadline }
+    /// The stream of a job that is about to be sent.
+    pub(super) fn new(job: &SampleJob, deadline: Option<Instant>) -> Self {
+        Self {
+            buffer: Arc::new(SampleBuffer::new(job)),
+            first: None,
+            drawn: Drawn::default(),
+            claim: None,
+            prefix: job.prefix.known(),
+            unit: unit(job.granularity, job.prefix.shape()),
+            taken: vec![0; job.images as usize],
+            state: State::Open,
+            submitted: Instant::now(),
+            deadline: deadline.map(time::Instant::from_std),
+            queue_deadline: job.queue_timeout.and_then(|timeout| time::Instant::now().checked_add(timeout)),
+        }
     }
 
     /// Whatever waits to be read, whole units of the job's granularity only; waits if nothing does. `None` once every
@@ -113,9 +124,11 @@ impl SampleStream {
         let mut partial_at = later(time::Instant::now());
         loop {
             let now = time::Instant::now();
-            if let Some(error) = self.expired(now) {
+            let late = self.expired(now);
+            if let Err(error) = late.map_or_else(|| self.go_on(), Err) {
                 self.state = State::Failed;
-                self.claim.recall();
+                self.first = None;
+                self.claim.iter().for_each(Claim::recall);
                 return Some(Err(error));
             }
             // The end is looked at before the values: those it comes after are all there then.
@@ -144,12 +157,21 @@ impl SampleStream {
     /// `next` borrows the stream mutably, so nobody else can take it; and a `Notified` that is dropped after it was
     /// notified passes the permit on. A permit left over from values already taken costs one more look.
     async fn wait(&self, until: Option<time::Instant>) {
-        let news = self.buffer.wake.notified();
+        let news = self.first.as_ref().map_or(&self.buffer.wake, |first| first.wake()).notified();
         match until {
             // That it timed out is found out by looking at the clock, like every other reason to wake up.
             Some(until) => _ = time::timeout_at(until, news).await,
             None => news.await,
         }
+    }
+
+    /// Sends the job if it has waited for its first stage, and that is over.
+    fn go_on(&mut self) -> Result<(), Error> {
+        if let Some(first) = self.first.take_if(|first| first.is_over()) {
+            let (claim, drawn) = first.finish(&self.buffer)?;
+            (self.claim, self.drawn) = (Some(claim), drawn);
+        }
+        Ok(())
     }
 
     /// Totals, once `next` has returned `None`.
@@ -162,12 +184,14 @@ impl SampleStream {
         let [admitted, prefilled, first_value, finished] =
             [&milestones.admitted, &milestones.prefilled, &milestones.first_value, &milestones.finished]
                 .map(|at| at.get().copied().unwrap_or(self.submitted));
+        let admitted = self.drawn.admitted.unwrap_or(admitted);
         Some(SampleSummary {
             log_likelihoods: self.buffer.images.iter().map(|image| image.log_likelihood()).collect::<Option<_>>()?,
+            low_images: self.drawn.images.clone(),
             usage: Usage {
-                sampled_values: self.buffer.sampled(),
+                sampled_values: self.buffer.sampled() + self.drawn.values,
                 prefix_values: u64::from(self.prefix) * self.taken.len() as u64,
-                peak_batch: self.buffer.peak_batch.load(Ordering::Relaxed),
+                peak_batch: self.buffer.peak_batch.load(Ordering::Relaxed).max(self.drawn.peak_batch),
             },
             timing: Timing {
                 queue: admitted.saturating_duration_since(self.submitted),

@@ -147,11 +147,17 @@ impl Script {
     }
 }
 
-/// The model. The logits of a value depend on its rank, on the value before it and on the class.
+/// The model. The logits of a value depend on its rank, on the value before it and on the condition.
 pub(crate) struct Scripted {
     spec: ModelSpec,
-    classes: Vec<u32>,
+    conditions: Vec<u32>,
     script: Arc<Script>,
+}
+
+/// A number for a condition.
+fn number(condition: &Condition) -> u32 {
+    let low = condition.low.iter().flat_map(|low| (1..).zip(low.iter()));
+    condition.class.unwrap_or(0) + low.map(|(place, &value)| place * u32::from(value)).sum::<u32>()
 }
 
 /// The shape of every scripted model: 3 rows of 2 pixels with 2 channels, 5 levels; 12 values.
@@ -183,13 +189,13 @@ impl Scripted {
             held_out_bits_per_dim: None,
             execution: Execution::default(),
         };
-        (Self { spec, classes: vec![0; slots as usize], script: Arc::clone(&script) }, script)
+        (Self { spec, conditions: vec![0; slots as usize], script: Arc::clone(&script) }, script)
     }
 
-    fn row(&self, canvas: &Canvas, rank: Rank, class: u32, row: &mut [f32]) {
+    fn row(&self, canvas: &Canvas, rank: Rank, condition: u32, row: &mut [f32]) {
         let before = rank.checked_sub(1).map_or(0, |before| u32::from(canvas.values()[before as usize]) + 1);
         for (level, logit) in row.iter_mut().enumerate() {
-            *logit = ((rank * 7 + before * 13 + class * 17 + level as u32 * 29) % 31) as f32 / 10.0;
+            *logit = ((rank * 7 + before * 13 + condition * 17 + level as u32 * 29) % 31) as f32 / 10.0;
         }
     }
 
@@ -198,9 +204,9 @@ impl Scripted {
         let width = self.spec.shape.levels() as usize;
         let rows: usize = wanted.iter().map(|(_, ranks, _)| ranks.len()).sum();
         let mut rows = out.resize(rows).chunks_mut(width);
-        for (canvas, ranks, class) in wanted {
+        for (canvas, ranks, condition) in wanted {
             for rank in ranks.clone() {
-                self.row(canvas, rank, *class, rows.next().unwrap());
+                self.row(canvas, rank, *condition, rows.next().unwrap());
             }
         }
         if let Some(Fault::NotFinite(row)) = fault {
@@ -218,7 +224,7 @@ impl PixelModel for Scripted {
         if self.script.state().open.insert(slot, 0).is_some() {
             self.script.state().violations.push(format!("{slot:?} opened twice"));
         }
-        self.classes[slot.0 as usize] = condition.class.unwrap_or(0);
+        self.conditions[slot.0 as usize] = number(condition);
         self.script.call(Call::Open).map(drop)
     }
 
@@ -231,7 +237,7 @@ impl PixelModel for Scripted {
     ) -> Result<(), ModelError> {
         let fault = self.script.call(Call::Absorb)?;
         self.script.take_in(slot, canvas, known.end, false);
-        self.fill(&[(canvas, known, self.classes[slot.0 as usize])], fault, out);
+        self.fill(&[(canvas, known, self.conditions[slot.0 as usize])], fault, out);
         Ok(())
     }
 
@@ -259,7 +265,7 @@ impl PixelModel for Scripted {
         };
         let wanted: Vec<_> = rows
             .iter()
-            .map(|row| (row.canvas, row.canvas.known()..row.canvas.known() + 1, self.classes[row.slot.0 as usize]))
+            .map(|row| (row.canvas, row.canvas.known()..row.canvas.known() + 1, self.conditions[row.slot.0 as usize]))
             .collect();
         self.fill(&wanted, fault, out);
         called.map(drop)
@@ -278,8 +284,7 @@ impl PixelModel for Scripted {
         }
         let most = (rows_wanted / rows.len() as u32).clamp(1, 4);
         let reached = self.spec.shape.values().min(from + most);
-        let wanted: Vec<_> =
-            rows.iter().map(|row| (row.canvas, from..reached, row.condition.class.unwrap_or(0))).collect();
+        let wanted: Vec<_> = rows.iter().map(|row| (row.canvas, from..reached, number(row.condition))).collect();
         self.fill(&wanted, fault, out);
         Ok(reached)
     }

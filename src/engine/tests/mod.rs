@@ -3,6 +3,7 @@
 mod core;
 mod faults;
 mod shards;
+mod stages;
 mod streams;
 mod threads;
 
@@ -32,9 +33,11 @@ fn job(seed: u64, images: u32) -> SampleJob {
         images,
         first_image: 0,
         condition: Condition::default(),
+        lows: Vec::new(),
         prefix: Canvas::empty(shape()),
         tuning: Tuning::default(),
         seed,
+        noise_from: 0,
         reproducibility: Reproducibility::BatchInvariant,
         class: Class::Interactive,
         granularity: Granularity::Value,

@@ -96,7 +96,7 @@ async fn a_reader_that_never_reads_stops_nobody() {
 }
 
 /// A small generator: the test must not depend on the order in which threads run, but its choices should be the same.
-fn random(state: &mut u64) -> u64 {
+pub(super) fn random(state: &mut u64) -> u64 {
     *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
     *state >> 33
 }
