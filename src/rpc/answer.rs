@@ -6,7 +6,7 @@ use super::proto;
 use super::status::cut;
 use crate::engine::catalogue::State;
 use crate::engine::{Score, Timing, Usage};
-use crate::image::{Canvas, Order, Shape, codec};
+use crate::image::{Order, Shape, codec};
 use crate::job::Reproducibility;
 use crate::spec::{Backend, ModelSpec, Precision};
 
@@ -49,17 +49,16 @@ pub(super) fn reproducibility(promise: Reproducibility) -> proto::Reproducibilit
     }
 }
 
-/// An image in `encoding`.
+/// An image, given in raster order, in `encoding`.
 ///
 /// # Errors
 /// What the codec has against it.
-pub(super) fn image(canvas: &Canvas, spec: &ModelSpec, encoding: proto::ImageEncoding) -> Result<proto::Image, String> {
-    let raster = canvas.to_raster(spec.order);
+pub(super) fn image(raster: &[u16], of: Shape, encoding: proto::ImageEncoding) -> Result<proto::Image, String> {
     let data = match encoding {
-        proto::ImageEncoding::Png => codec::encode_png(&raster, spec.shape)?,
-        _ => codec::values_to_raw(&raster, spec.shape),
+        proto::ImageEncoding::Png => codec::encode_png(raster, of)?,
+        _ => codec::values_to_raw(raster, of),
     };
-    Ok(proto::Image { data: data.into(), encoding: encoding.into(), shape: Some(shape(spec.shape)) })
+    Ok(proto::Image { data: data.into(), encoding: encoding.into(), shape: Some(shape(of)) })
 }
 
 pub(super) fn score(item_id: String, score: Score, spec: &ModelSpec) -> proto::ImageScore {

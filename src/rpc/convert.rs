@@ -1,12 +1,12 @@
 //! From what came over the wire to checked jobs: every broken rule is collected, under the path of its field.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
 use super::proto;
-use crate::engine::Handle;
 use crate::engine::catalogue::Catalogue;
+use crate::engine::{Handle, SampleStream};
 use crate::error::{Error, Violations};
 use crate::image::{Canvas, Shape, codec};
 use crate::job::{self, Class, Granularity, Limits, Reproducibility, SampleJob, SampleRequest};
@@ -27,8 +27,29 @@ const LONGEST_MAX_DELAY: Duration = Duration::from_secs(3600);
 #[derive(Debug)]
 pub(super) struct Generation {
     pub(super) handle: Handle,
+    /// Draws the low-resolution images, if the request leaves that to us.
+    pub(super) lower: Option<Handle>,
     pub(super) job: SampleJob,
     pub(super) request_id: String,
+}
+
+impl Generation {
+    /// Queues the job, or both jobs if there are two stages.
+    ///
+    /// # Errors
+    /// What [`Handle::sample_from`] says; fields are under `spec`.
+    pub(super) fn sample(self, deadline: Option<Instant>) -> Result<SampleStream, Error> {
+        let stream = match &self.lower {
+            Some(lower) => self.handle.sample_from(lower, self.job, deadline),
+            None => self.handle.sample(self.job, deadline),
+        };
+        stream.map_err(within_spec)
+    }
+
+    /// The shape of the low-resolution images that are drawn.
+    pub(super) fn drawn_shape(&self) -> Option<Shape> {
+        self.lower.as_ref().map(|lower| lower.spec().shape)
+    }
 }
 
 /// How a stream is to be cut into messages.
@@ -68,7 +89,8 @@ pub(super) fn encoding(given: i32, field: &str, violations: &mut Violations) -> 
 /// Checks a [`proto::GenerationSpec`] under `spec`, on top of what is in `violations` already.
 ///
 /// # Errors
-/// [`Error::Invalid`] with all that is wrong; what [`Catalogue::resolve`] says.
+/// [`Error::Invalid`] with all that is wrong; what [`Catalogue::resolve`] says, of the model that draws low-resolution
+/// images too.
 pub(super) fn generation(
     spec: Option<proto::GenerationSpec>,
     granularity: Granularity,
@@ -108,7 +130,13 @@ pub(super) fn generation(
         queue_timeout: scheduling.queue_timeout,
     };
     match SampleJob::new(request, handle.spec(), limits, fresh_seed) {
-        Ok(job) => violations.into_result(Generation { handle, job, request_id }).map_err(Error::from),
+        Ok(job) => {
+            violations.into_result(())?;
+            // Such a model is there exactly if the image may be missing.
+            let lower = handle.spec().low_model.as_ref().filter(|_| job.condition.low.is_none());
+            let lower = lower.map(|name| catalogue.resolve(name)).transpose()?;
+            Ok(Generation { handle, lower, job, request_id })
+        }
         Err(Error::Invalid(found)) => {
             violations.add_within("spec", found);
             Err(violations.into())
@@ -118,7 +146,7 @@ pub(super) fn generation(
 }
 
 /// `error` with the fields it names put under `spec`: what lies below the wire does not know where it stood.
-pub(super) fn within_spec(error: Error) -> Error {
+fn within_spec(error: Error) -> Error {
     match error {
         Error::Invalid(found) => {
             let mut violations = Violations::new();

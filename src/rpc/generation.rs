@@ -19,8 +19,11 @@ use super::{answer, deadline};
 use crate::engine::SampleStream;
 use crate::engine::catalogue::Catalogue;
 use crate::error::{Error, Violations};
-use crate::image::Canvas;
+use crate::image::{Canvas, Shape};
 use crate::job::{Granularity, Limits};
+
+/// Bytes of the low-resolution images that the last message of a stream brings: below what clients accept by default.
+const MAX_DRAWN_BYTES: u64 = 2 << 20;
 
 /// Samples images.
 #[derive(Clone, Debug)]
@@ -44,9 +47,8 @@ impl GenerationService for Generations {
         let answer = async {
             let generation = checked.and_then(must_fit_one_answer)?;
             let facts = Facts::of(&generation);
-            let Generation { handle, job, .. } = generation;
-            let canvases = vec![job.prefix.clone(); job.images as usize];
-            collect(handle.sample(job, deadline).map_err(convert::within_spec)?, facts, canvases, encoding).await
+            let canvases = vec![generation.job.prefix.clone(); generation.job.images as usize];
+            collect(generation.sample(deadline)?, facts, canvases, encoding).await
         };
         answer.await.map(Response::new).map_err(|error| status(&error))
     }
@@ -63,9 +65,9 @@ impl GenerationService for Generations {
         let flush = convert::flush(flush, &mut violations);
         let checked = convert::generation(spec, flush.granularity, (&self.catalogue, &self.limits), violations);
         let start = || {
-            let generation = checked?;
+            let generation = checked.and_then(must_fit_last_message)?;
             let facts = Facts::of(&generation);
-            let stream = generation.handle.sample(generation.job, deadline).map_err(convert::within_spec)?;
+            let stream = generation.sample(deadline)?;
             let progress = Progress::default();
             let events = stream::events(stream, facts, include_log_probs, flush.max_delay, Arc::clone(&progress));
             Ok(Lease::new(events, deadline, MAX_SILENCE, progress))
@@ -79,15 +81,26 @@ impl GenerationService for Generations {
 
 /// Refuses what would be sampled in full and then be too large to send.
 fn must_fit_one_answer(generation: Generation) -> Result<Generation, Error> {
-    let image_bytes = generation.handle.spec().shape.raw_bytes() as u64;
-    let images = u64::from(generation.job.images);
-    if images * image_bytes <= MAX_ANSWER_BYTES {
+    let drawn = generation.drawn_shape().map_or(0, Shape::raw_bytes);
+    let image_bytes = generation.handle.spec().shape.raw_bytes() + drawn;
+    must_fit(generation, image_bytes, MAX_ANSWER_BYTES, "in one answer (stream them)")
+}
+
+/// Refuses a stream that could not say all at its end.
+fn must_fit_last_message(generation: Generation) -> Result<Generation, Error> {
+    match generation.drawn_shape() {
+        Some(drawn) => must_fit(generation, drawn.raw_bytes(), MAX_DRAWN_BYTES, "with their low-resolution images"),
+        None => Ok(generation),
+    }
+}
+
+fn must_fit(generation: Generation, image_bytes: usize, limit: u64, place: &str) -> Result<Generation, Error> {
+    let (images, most) = (u64::from(generation.job.images), limit / image_bytes as u64);
+    if images <= most {
         return Ok(generation);
     }
-    let most = MAX_ANSWER_BYTES / image_bytes;
-    let mut violations = Violations::new();
-    violations.add("spec.image_count", format!("must be at most {most} in one answer (stream them), got {images}"));
-    Err(violations.into())
+    let rule = format!("must be at most {most} {place}, got {images}");
+    Err(Violations::one("spec.image_count", rule).into())
 }
 
 async fn collect(
@@ -108,10 +121,11 @@ async fn collect(
         }
     }
     let summary = stream.summary().ok_or_else(stream::no_summary)?;
-    let images = canvases.iter().map(|canvas| answer::image(canvas, facts.spec(), encoding));
+    let spec = facts.spec();
+    let images = canvases.iter().map(|canvas| answer::image(&canvas.to_raster(spec.order), spec.shape, encoding));
     Ok(GenerateImagesResponse {
         images: images.collect::<Result<_, _>>().map_err(Error::EngineFault)?,
         started: Some(facts.started()),
-        completed: Some(checksums.completed(summary)),
+        completed: Some(checksums.completed(summary, encoding)?),
     })
 }

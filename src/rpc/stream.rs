@@ -9,9 +9,9 @@ use futures_util::Stream;
 
 use super::convert::Generation;
 use super::lease::Progress;
-use super::proto;
 use super::proto::stream_generate_images_response::Event;
-use super::{answer, proto::StreamGenerateImagesResponse};
+use super::proto::{ImageEncoding, StreamGenerateImagesResponse};
+use super::{answer, proto};
 use crate::engine::event::Run;
 use crate::engine::{SampleStream, SampleSummary};
 use crate::error::Error;
@@ -38,6 +38,7 @@ pub(super) struct Facts {
 impl Facts {
     pub(super) fn of(generation: &Generation) -> Self {
         let (spec, job) = (Arc::clone(generation.handle.spec()), &generation.job);
+        let lower = generation.lower.as_ref();
         let started = proto::GenerationStarted {
             request_id: generation.request_id.clone(),
             model_revision: spec.revision.clone(),
@@ -49,6 +50,7 @@ impl Facts {
             blocks: answer::blocks(spec.order),
             model: answer::model_name(&spec.name),
             noise_version: crate::noise::VERSION,
+            low_resolution_model_revision: lower.map(|lower| lower.spec().revision.clone()).unwrap_or_default(),
         };
         let prefix_crc = crc32c::crc32c(&codec::values_to_raw(job.prefix.values(), spec.shape));
         let unit = unit(job, spec.shape);
@@ -94,14 +96,25 @@ impl Checksums {
         raw
     }
 
-    /// The end of the generation.
-    pub(super) fn completed(self, summary: SampleSummary) -> proto::GenerationCompleted {
-        proto::GenerationCompleted {
+    /// The end of the generation, with the low-resolution images that were drawn in `encoding`.
+    ///
+    /// # Errors
+    /// [`Error::EngineFault`] with what the codec has against one of them.
+    pub(super) fn completed(
+        self,
+        summary: SampleSummary,
+        encoding: ImageEncoding,
+    ) -> Result<proto::GenerationCompleted, Error> {
+        let low = &summary.low_images;
+        let images = low.iter().map(|low| answer::image(&low.values, low.shape, encoding));
+        Ok(proto::GenerationCompleted {
             usage: Some(answer::usage(summary.usage)),
             timing: Some(answer::timing(summary.timing)),
             crc32c: self.crc32c,
+            low_resolution_images: images.collect::<Result<_, _>>().map_err(Error::EngineFault)?,
+            low_resolution_log_likelihoods: low.iter().map(|low| low.log_likelihood).collect(),
             log_likelihoods: summary.log_likelihoods,
-        }
+        })
     }
 }
 
@@ -170,8 +183,9 @@ impl Events {
             }
             None => {
                 self.stage = Stage::Ended;
-                let checksums = self.checksums.clone();
-                Some(self.stream.summary().map(|all| Event::Completed(checksums.completed(all))).ok_or_else(no_summary))
+                let summary = self.stream.summary().ok_or_else(no_summary);
+                let completed = |all| self.checksums.clone().completed(all, ImageEncoding::Raw);
+                Some(summary.and_then(completed).map(Event::Completed))
             }
         }
     }
@@ -214,7 +228,52 @@ fn split(run: &mut Run, room: u32, unit: u32) -> Option<Run> {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::{FutureExt, StreamExt};
+    use tokio::time;
+
     use super::*;
+    use crate::engine::health::Health;
+    use crate::engine::{Engine, EngineConfig};
+    use crate::job::{Limits, SampleRequest};
+    use crate::model::PixelModel;
+    use crate::model::scripted::Scripted;
+    use crate::rpc::lease::{Lease, MAX_SILENCE};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_waits_for_the_first_of_two_stages_is_not_taken_for_one_that_does_not_read() {
+        let config = EngineConfig { queue_images: 1, score_share: 0.5 };
+        let (upper, _) = Scripted::new(1);
+        let (lower, script) = Scripted::with_shape(1, Shape::new(2, 1, 2, 5).unwrap());
+        let limits = Limits { images_per_request: 1, items_per_request: 1 };
+        let job = SampleJob::new(SampleRequest::default(), upper.spec(), &limits, || 1).unwrap();
+        let [handle, lower] = [upper, lower].map(|model| Engine::start(Box::new(model), 1, config).unwrap().handle());
+        while *lower.health().borrow() == Health::Warming {
+            std::thread::yield_now();
+        }
+        script.shut();
+        let generation = Generation { handle, lower: Some(lower), job, request_id: String::new() };
+        let (facts, progress) = (Facts::of(&generation), Progress::default());
+        let events = events(generation.sample(None).unwrap(), facts, false, None, Arc::clone(&progress));
+        let mut lease = Lease::new(events, None, MAX_SILENCE, progress);
+        assert!(matches!(lease.next().await.unwrap().unwrap().event, Some(Event::Started(_))));
+        // Rows of the low-resolution image come, of which there is nothing to tell.
+        for _ in 0..3 {
+            script.wait_until_held();
+            assert!(lease.next().now_or_never().is_none());
+            time::advance(MAX_SILENCE * 2).await;
+            tokio::task::yield_now().await;
+            script.let_through(1);
+        }
+        // Paused time would run on ahead of the engines.
+        time::resume();
+        script.open_gate();
+        let mut last = None;
+        while let Some(event) = lease.next().await {
+            last = event.unwrap().event;
+        }
+        let Some(Event::Completed(completed)) = last else { panic!("it ends well") };
+        assert_eq!(completed.low_resolution_images[0].data.len(), 4);
+    }
 
     fn run(first: u32, count: u32) -> Run {
         let values: Vec<u16> = (first..first + count).map(|rank| rank as u16).collect();

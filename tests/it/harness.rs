@@ -90,16 +90,23 @@ impl Daemon {
 
     /// Any models; returns when each has been loaded or refused.
     pub(crate) async fn start(config: Config, sources: Vec<Source>) -> Self {
+        let (daemon, loaded) = Self::start_loading(config, sources).await;
+        patiently(loaded).await;
+        daemon
+    }
+
+    /// Any models, and what resolves when each has been loaded or refused.
+    pub(crate) async fn start_loading(config: Config, sources: Vec<Source>) -> (Self, impl Future<Output = ()>) {
         let listener = Listener::bind(config.server.listen).await.unwrap();
         let address = listener.local_addr().unwrap();
         let app = App::start(config, sources);
-        tokio::time::timeout(PATIENCE, app.loaded()).await.expect("models load");
+        let loaded = app.loaded();
         let catalogue = app.catalogue().clone();
         let (stop, stopped) = oneshot::channel::<()>();
         let shutdown = async { _ = stopped.await };
         let served = tokio::spawn(app.serve(listener, shutdown));
         let channel = connect(address);
-        Self { address, channel, catalogue, stop: Some(stop), served }
+        (Self { address, channel, catalogue, stop: Some(stop), served }, loaded)
     }
 
     pub(crate) fn generation(&self) -> GenerationServiceClient<Channel> {

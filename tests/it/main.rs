@@ -23,5 +23,6 @@ mod reference;
 mod reflection;
 mod refusals;
 mod scoring;
+mod stages;
 mod steady;
 mod uploads;

@@ -120,6 +120,23 @@ impl Steady {
         Self { spec, gate: Arc::clone(&gate.shared), slots: vec![Condition::default(); slots as usize] }
     }
 
+    pub(crate) fn name(&self) -> &str {
+        &self.spec.name
+    }
+
+    /// The same, taking a class label below `classes`, or needing one.
+    pub(crate) fn of_classes(mut self, classes: u32, class_required: bool) -> Self {
+        self.spec.condition = ConditionSpec { classes, class_required, ..self.spec.condition };
+        self
+    }
+
+    /// The same, making images from low-resolution ones, which `model` draws.
+    pub(crate) fn enlarging(mut self, low: Shape, model: &str) -> Self {
+        self.spec.condition.low = Some(low);
+        self.spec.low_model = Some(model.into());
+        self
+    }
+
     fn logits(condition: &Condition, values: &[u16], rank: Rank, row: &mut [f32]) {
         let before = if rank == 0 { 0 } else { u32::from(values[rank as usize - 1]) };
         let centre = (before + condition.class.map_or(0, |class| class + 1)) % row.len() as u32;
