@@ -70,6 +70,34 @@ fn a_small_image_is_enlarged_to_what_the_reference_makes_of_it() {
 }
 
 #[test]
+fn a_model_of_two_stages_draws_what_the_reference_draws_and_tells_both_likelihoods() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let drawn: Value = serde_json::from_slice(&std::fs::read(golden.join("two_stages.json")).unwrap()).unwrap();
+    let (models, drawn) = (golden.join("two_stages"), &drawn[1]);
+    let root = tempfile::tempdir().unwrap();
+    let (seed, index, class) = (drawn["seed"].to_string(), drawn["image"].to_string(), drawn["class"].to_string());
+    let dir = root.path().join("images");
+    let arguments = ["--seed", &seed, "--first-index", &index, "--class", &class, "--out-dir", dir.to_str().unwrap()];
+    let output = pixeld(&models, &[&["sample", "--model", "upper", "--json"], &arguments[..]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let made = std::fs::read(dir.join(format!("{class}-{index}.png"))).unwrap();
+    assert_eq!(codec::decode_png(&made, Shape::new(4, 6, 3, 5).unwrap()).unwrap(), values(&drawn["values"]));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    for (told, known) in [("log_likelihood", "log_likelihood"), ("low_resolution_log_likelihood", "low_log_likelihood")]
+    {
+        let [told, known] = [&report["images"][0][told], &drawn[known]].map(|nats| nats.as_f64().unwrap());
+        assert!((told - known).abs() < 1e-3, "{told} against {known}");
+    }
+    let listed = pixeld(&models, &["models", "--json"]);
+    let listed: Vec<Value> =
+        String::from_utf8(listed.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(
+        [&listed[0]["low_resolution_model"], &listed[1]["low_resolution_model"]],
+        [&Value::Null, &"lower".into()]
+    );
+}
+
+#[test]
 fn a_completion_keeps_the_rows_that_were_given() {
     let root = tempfile::tempdir().unwrap();
     let manifest = "format = 1\nname = \"toy\"\nfamily = \"toy\"\n[image]\nheight = 4\nwidth = 3\nchannels = 3\nlevels = 64\n\

@@ -13,6 +13,8 @@ pub(super) struct Finished {
     pub(super) crc32c: u32,
     /// In nats.
     pub(super) log_likelihood: f64,
+    /// Of the low-resolution image that was drawn for it, in nats.
+    pub(super) low_log_likelihood: Option<f64>,
 }
 
 /// The images of one stream in the making.
@@ -61,7 +63,12 @@ impl Assembly {
     /// The images, if `completed` says the same of them as what was received.
     pub(super) fn finish(&self, completed: &GenerationCompleted) -> Result<Vec<Finished>, String> {
         let count = self.images.len();
-        if completed.crc32c.len() != count || completed.log_likelihoods.len() != count {
+        let low = &completed.low_resolution_log_likelihoods;
+        let silent = |told: usize| told != count;
+        if silent(completed.crc32c.len())
+            || silent(completed.log_likelihoods.len())
+            || !low.is_empty() && silent(low.len())
+        {
             return Err("its end does not speak of every image".to_owned());
         }
         let told = completed.crc32c.iter().zip(&completed.log_likelihoods);
@@ -70,7 +77,8 @@ impl Assembly {
             if !image.is_complete() || crc32c != crc {
                 return Err(format!("image {index} did not arrive as it was sent"));
             }
-            Ok(Finished { raster: image.to_raster(self.order), crc32c, log_likelihood })
+            let low_log_likelihood = low.get(index).copied();
+            Ok(Finished { raster: image.to_raster(self.order), crc32c, log_likelihood, low_log_likelihood })
         });
         finished.collect()
     }
@@ -180,6 +188,12 @@ mod tests {
         };
         assert!(whole().finish(&told(crc32c::crc32c(&[1, 1]))).is_ok());
         assert!(whole().finish(&told(7)).is_err(), "another checksum");
+        let with_low = |low_resolution_log_likelihoods| GenerationCompleted {
+            low_resolution_log_likelihoods,
+            ..told(crc32c::crc32c(&[1, 1]))
+        };
+        assert_eq!(whole().finish(&with_low(vec![-1.0, -2.0])).unwrap()[1].low_log_likelihood, Some(-2.0));
+        assert!(whole().finish(&with_low(vec![-1.0])).is_err(), "a low-resolution image for one of two");
         assert!(whole().finish(&GenerationCompleted::default()).is_err(), "nothing told");
         assert!(fresh().finish(&told(crc32c::crc32c(&[]))).is_err(), "incomplete");
     }

@@ -32,6 +32,9 @@ Noise: image i of the k-th class is drawn with noise number FIRST_INDEX + k * CO
 number and class give the same image at any time, alone or in a crowd; --json tells the numbers. To repeat one image
 alone: --seed SEED --first-index NUMBER --count 1.
 
+A model of two stages has a low-resolution image drawn for each image first; likelihoods and bits/dim are those of the
+image given that one, and --json tells the low-resolution image's own beside.
+
 Examples:
   pixeld sample --models ./models --class 3 --count 4 --seed 7 --out digits.png
   pixeld sample --class 0,1,2 --count 8 --out sheet.png --npy images.npy --json
@@ -82,6 +85,9 @@ struct Line {
     crc32c: String,
     log_likelihood: f64,
     bits_per_dim: f64,
+    /// Of the low-resolution image that was drawn for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    low_resolution_log_likelihood: Option<f64>,
 }
 
 #[derive(Serialize)]
@@ -161,6 +167,7 @@ impl Sample {
                 crc32c: format!("{:08x}", image.crc32c),
                 log_likelihood: image.log_likelihood,
                 bits_per_dim: -image.log_likelihood / (dims * std::f64::consts::LN_2),
+                low_resolution_log_likelihood: image.low_log_likelihood,
             })
             .collect();
         let values = lines.len() as u64 * u64::from(first.shape.values());
