@@ -86,6 +86,25 @@ pub struct SampleRequest {
     pub queue_timeout: Option<Duration>,
 }
 
+impl SampleRequest {
+    /// Checks what does not depend on the model, and gives the number of images and how values are drawn.
+    pub fn check(&self, limits: &Limits, violations: &mut Violations) -> (u32, Tuning) {
+        let images = self.image_count.unwrap_or(1);
+        if !(1..=limits.images_per_request).contains(&images) {
+            violations.add("image_count", format!("must be 1..={}, got {images}", limits.images_per_request));
+        }
+        let (first, highest) = (self.first_image_index, u32::MAX - (images.max(1) - 1));
+        if first > highest {
+            violations.add("first_image_index", format!("must be at most {highest} for {images} images, got {first}"));
+        }
+        let tuning = Tuning::new(self.temperature, self.top_k, self.top_p).unwrap_or_else(|found| {
+            violations.add_within("sampling", found);
+            Tuning::default()
+        });
+        (images, tuning)
+    }
+}
+
 /// Images to sample; one that exists fits the model it was checked against.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SampleJob {
@@ -128,26 +147,12 @@ impl SampleJob {
         fresh_seed: impl FnOnce() -> u64,
     ) -> Result<Self, Error> {
         let mut violations = Violations::new();
-        let images = request.image_count.unwrap_or(1);
-        if !(1..=limits.images_per_request).contains(&images) {
-            violations.add("image_count", format!("must be 1..={}, got {images}", limits.images_per_request));
-        }
-        if request.first_image_index.checked_add(images.max(1) - 1).is_none() {
-            let highest = u32::MAX - (images.max(1) - 1);
-            violations.add(
-                "first_image_index",
-                format!("must be at most {highest} for {images} images, got {}", request.first_image_index),
-            );
-        }
+        let (images, tuning) = request.check(limits, &mut violations);
         // An image that another model can draw need not be there.
         let drawn = request.low_resolution.is_none() && spec.low_model.is_some();
         let taken = ConditionSpec { low: spec.condition.low.filter(|_| !drawn), ..spec.condition };
         let condition = check_condition(request.class_label, request.low_resolution, &taken, &mut violations);
         let prefix = check_prefix(&request.prefix, spec, &mut violations);
-        let tuning = Tuning::new(request.temperature, request.top_k, request.top_p).unwrap_or_else(|found| {
-            violations.add_within("sampling", found);
-            Tuning::default()
-        });
         violations.into_result(())?;
         Ok(Self {
             images,

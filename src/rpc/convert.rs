@@ -107,13 +107,11 @@ pub(super) fn generation(
         proto::Reproducibility::BestEffort => Reproducibility::BestEffort,
         proto::Reproducibility::Unspecified | proto::Reproducibility::BatchInvariant => Reproducibility::BatchInvariant,
     };
-    let Some(handle) = handle else { return Err(violations.into()) };
-    let low_resolution = {
-        let mut found = Violations::new();
-        let values = low_resolution(conditioning.low_resolution.as_ref(), handle.spec(), &mut found);
-        violations.add_within("spec", found);
-        values
-    };
+    let mut found = Violations::new();
+    let low_resolution = handle
+        .as_ref()
+        .and_then(|handle| low_resolution(conditioning.low_resolution.as_ref(), handle.spec(), &mut found));
+    violations.add_within("spec", found);
     let request = SampleRequest {
         image_count: spec.image_count,
         first_image_index: spec.first_image_index,
@@ -128,6 +126,12 @@ pub(super) fn generation(
         class: scheduling.class,
         granularity,
         queue_timeout: scheduling.queue_timeout,
+    };
+    let Some(handle) = handle else {
+        let mut found = Violations::new();
+        request.check(limits, &mut found);
+        violations.add_within("spec", found);
+        return Err(violations.into());
     };
     match SampleJob::new(request, handle.spec(), limits, fresh_seed) {
         Ok(job) => {

@@ -119,6 +119,7 @@ fn assert_close(
 
 /// Notes what was found of a law for the table of `scripts/conformance.py`, where that asks for it: the largest difference, or how
 /// many comparisons held.
+#[expect(clippy::disallowed_methods, reason = "tests have no configuration")]
 fn record(family: &str, law: &str, found: f64) {
     if let Some(path) = std::env::var_os("PIXELD_CONFORMANCE") {
         let mut file = OpenOptions::new().create(true).append(true).open(path).unwrap();

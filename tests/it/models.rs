@@ -38,6 +38,14 @@ async fn a_refused_package_is_listed_with_all_its_faults_while_another_model_ser
     request.spec.as_mut().unwrap().model.clear();
     let status = daemon.generation().stream_generate_images(request.clone()).await.unwrap_err();
     assert_eq!(refusal(&status), (Code::InvalidArgument, "INVALID_REQUEST".into(), vec!["spec.model".into()]));
+    // What does not depend on the model is checked all the same.
+    let mut worse = request.clone();
+    let spec = worse.spec.as_mut().unwrap();
+    spec.image_count = Some(0);
+    spec.sampling.get_or_insert_default().top_k = Some(0);
+    let status = daemon.generation().stream_generate_images(worse).await.unwrap_err();
+    let fields = ["spec.model", "spec.image_count", "spec.sampling.top_k"].map(str::to_owned).to_vec();
+    assert_eq!(refusal(&status), (Code::InvalidArgument, "INVALID_REQUEST".into(), fields));
     request.spec.as_mut().unwrap().model = "models/steady".into();
     read(daemon.generation().stream_generate_images(request).await.unwrap().into_inner()).await.unwrap();
 }

@@ -259,9 +259,9 @@ fn multiply_rows<const FUSED: bool, const P: usize, R: PanelRow<P>, const M: usi
         }
     }
     // First nothing but this: what else is to be done with the sums in the same loop would keep them in memory all along.
-    for row in 0..M {
+    for (row, sums) in sums.iter().enumerate() {
         let place = (first + row) * rows.to_stride + rows.at;
-        rows.to[place..place + P].copy_from_slice(&sums[row]);
+        rows.to[place..place + P].copy_from_slice(sums);
     }
     for row in first..first + M {
         rows.finish::<P>(row);
