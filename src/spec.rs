@@ -65,13 +65,17 @@ impl Precision {
     }
 }
 
-/// What a step of B images cannot do without: reading the weights once and what each image remembers, and a multiplication
-/// and an addition for each number read, B times for the weights.
+/// What a step of B images cannot do without, in the mean over an image: reading matrices once and B times what an image
+/// remembers, and a multiplication and an addition for each product of an image and for each number it remembers.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct StepCost {
-    /// Numbers of all matrices.
-    pub weights: u64,
-    /// Numbers remembered that one image reads, in the mean over its ranks.
+    /// Numbers of the matrices read; of those that serve a whole row of pixels at once, a pixel's share.
+    pub weights: f64,
+    /// Products of one image with them.
+    pub products: f64,
+    /// Numbers of all matrices that steps read in turn, and so find again where so many fit.
+    pub resident: u64,
+    /// Numbers remembered that one image reads.
     pub remembered: f64,
     /// Bytes of each.
     pub bytes_per_number: u64,
@@ -86,7 +90,7 @@ pub struct Execution {
     pub precision: Precision,
     /// Whether taking a known prefix in leaves the bits that sampling it would.
     pub absorbs_exactly: bool,
-    /// What a step costs at least, in the mean over an image; zero where nobody has counted.
+    /// What a step costs at least; zero where nobody has counted.
     pub cost: StepCost,
     /// Bytes of all matrices that steps use, shared by the shards of a model.
     pub weight_bytes: u64,

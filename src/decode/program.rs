@@ -296,7 +296,7 @@ impl Network {
     #[must_use]
     pub fn weight_bytes(&self) -> u64 {
         let programs = (0..self.programs.len()).map(ProgramId);
-        programs.map(|program| self.cost(program, 0.0).weights).sum::<u64>() * self.precision.bytes()
+        programs.map(|program| self.cost(program, 0.0).resident).sum::<u64>() * self.precision.bytes()
     }
 
     /// Numbers of the widest register.
@@ -317,7 +317,7 @@ impl Network {
         let mut cost = StepCost { bytes_per_number: self.precision.bytes(), ..StepCost::default() };
         for op in self.programs.get(program.0).map(|program| program.ops.as_slice()).unwrap_or_default() {
             match op {
-                Op::Linear { linear, .. } => cost.weights += linear.weight.numel() as u64,
+                Op::Linear { linear, .. } => cost.resident += linear.weight.numel() as u64,
                 Op::Look { ring, sight, .. } => {
                     if let Some((attention, all)) = self.rings.get(ring.0) {
                         let seen = if *sight == Sight::All { f64::from(*all) } else { places };
@@ -327,7 +327,8 @@ impl Network {
                 _ => {}
             }
         }
-        cost
+        let numbers = cost.resident as f64;
+        StepCost { weights: numbers, products: numbers, ..cost }
     }
 }
 

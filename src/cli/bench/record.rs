@@ -46,6 +46,8 @@ pub(super) struct Step {
     pub(super) steps: u64,
     pub(super) step_us: StepTime,
     pub(super) images_per_s: f64,
+    /// Of one image.
+    pub(super) multiply_adds: Option<f64>,
     pub(super) floor_us: Option<f64>,
     pub(super) eta: Option<f64>,
 }
@@ -133,8 +135,8 @@ mod tests {
     #[test]
     fn a_step_is_read_as_it_is_written() {
         let line = r#"{"kind":"step","model":"it-small","backend":"native","precision":"f32","threads":1,"batch":4,
-            "repeat":0,"steps":512,"step_us":{"mean":3.75,"median":3.5,"min":3.0,"max":9.0},"images_per_s":10.5,"floor_us":2.0,
-            "eta":0.57}"#;
+            "repeat":0,"steps":512,"step_us":{"mean":3.75,"median":3.5,"min":3.0,"max":9.0},"images_per_s":10.5,
+            "multiply_adds":8e5,"floor_us":2.0,"eta":0.57}"#;
         let record: Record = serde_json::from_str(line).unwrap();
         assert_eq!(serde_json::to_value(&record).unwrap(), serde_json::from_str::<Value>(line).unwrap());
         assert_eq!(record.key().len(), 6);

@@ -17,18 +17,22 @@ use crate::image::Canvas;
 use crate::model::manifest::Manifest;
 use crate::model::{Condition, FAMILIES, ParamRows, PixelModel, Placement, Slot, StepRow};
 use crate::repository::{self, Limits, Source};
-use crate::spec::{Backend, ModelSpec};
+use crate::spec::{Backend, StepCost};
 use crate::{noise, torch};
 
 /// Models of published sizes with random weights: 32x32x3, 256 levels, blocks of 256 (layers, width, feed-forward width).
 const SIZES: &[(&str, [u32; 3])] = &[("it-small", [4, 128, 512]), ("it-base", [12, 512, 2048])];
 
+/// Steps before those that count, in which what is used for the first time is made.
+const WARM_UP: u32 = 32;
+
 /// Flags of `pixeld bench step`.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-A step is all that one more value of each of B images takes, its draw included. The floor is what reading the weights
-once and what each image remembers takes at the bandwidth of a buffer of that size, or what the multiplications take at
-the peak rate, whichever is more; both are measured in the same run. eta = floor / median.
+A step is all that one more value of each of B images takes, or with a mixture one more pixel, its draw included; some
+cost more than others, at the start of a row for one, so images/s follow from the mean. The floor is what reading the
+weights once and what each image remembers takes at the bandwidth of a buffer that holds all of them, or what the
+multiplications take at the peak rate, whichever is more; both are measured in the same run. eta = floor / mean.
 
   pixeld bench step --model it-small --batch 1,4,16
   pixeld bench step --models models --model digits --backend native,torch --json")]
@@ -48,7 +52,7 @@ pub(super) struct Flags {
     /// Steps of one measurement, cut to the end of the image
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
     steps: u32,
-    /// Rank of the first of them, cut likewise; what comes before counts as zeros
+    /// Rank of the first of them, cut likewise; what comes before counts as zeros, and 32 steps of it are taken untimed
     #[arg(long, default_value_t = 1024)]
     from_rank: u32,
     /// Times everything is measured, in turn
@@ -76,7 +80,8 @@ impl Flags {
             None => packages::named(&config, &self.model)?,
         };
         if !self.json {
-            let head = ["model", "backend", "precision", "threads", "batch", "step us", "min", "floor us", "eta"];
+            let head =
+                ["model", "backend", "precision", "threads", "batch", "mean us", "median", "min", "floor us", "eta"];
             output::line(&row(head.map(str::to_owned)))?;
         }
         for repeat in 0..self.repeats {
@@ -116,8 +121,9 @@ impl Flags {
         .map_err(Failure::Internal)?;
         times.sort_unstable();
         let us = |time: Option<&Duration>| time.map_or(f64::NAN, |time| time.as_secs_f64() * 1e6);
-        let median = us(times.get(times.len() / 2));
-        let floor_us = floor(&spec, batch, threads);
+        let mean = us(Some(&times.iter().sum())) / times.len() as f64;
+        let cost = spec.execution.cost;
+        let floor_us = (cost.products > 0.0).then(|| floor(cost, batch, threads));
         let steps_per_image = f64::from(spec.shape.values()) / f64::from(spec.values_per_step().max(1));
         Ok(Step {
             model: self.model.clone(),
@@ -128,24 +134,27 @@ impl Flags {
             repeat,
             steps: times.len() as u64,
             step_us: StepTime {
-                mean: us(times.iter().sum::<Duration>().checked_div(times.len() as u32).as_ref()),
-                median,
+                mean,
+                median: us(times.get(times.len() / 2)),
                 min: us(times.first()),
                 max: us(times.last()),
             },
-            images_per_s: f64::from(batch) * threads as f64 * 1e6 / (median * steps_per_image),
+            images_per_s: f64::from(batch) * threads as f64 * 1e6 / (mean * steps_per_image),
+            multiply_adds: floor_us.map(|_| cost.products + cost.remembered),
             floor_us,
-            eta: floor_us.map(|floor| floor / median),
+            eta: floor_us.map(|floor| floor / mean),
         })
     }
 
     fn steps(&self, model: &mut dyn PixelModel, batch: u32, start: &Barrier) -> Result<Vec<Duration>, String> {
         let spec = model.spec().clone();
         let condition = Condition::least(&spec.condition);
-        let end = spec.shape.values();
-        let first = self.from_rank.min(end.saturating_sub(self.steps)) / spec.values_per_step().max(1)
-            * spec.values_per_step().max(1);
-        let begun = || Canvas::with_prefix(spec.shape, vec![0; first as usize]).unwrap_or(Canvas::empty(spec.shape));
+        let each = spec.values_per_step().max(1);
+        let end = spec.shape.values() / each;
+        let first = (self.from_rank / each).min(end.saturating_sub(self.steps));
+        let mut warm_up = first.min(WARM_UP);
+        let known = ((first - warm_up) * each) as usize;
+        let begun = || Canvas::with_prefix(spec.shape, vec![0; known]).unwrap_or(Canvas::empty(spec.shape));
         let mut canvases: Vec<_> = (0..batch).map(|_| begun()).collect();
         let mut out = ParamRows::new(spec.head.width(spec.shape));
         for slot in 0..batch {
@@ -159,13 +168,17 @@ impl Flags {
                 canvases.iter().zip(0..).map(|(canvas, slot)| StepRow { slot: Slot(slot), canvas }).collect();
             model.step(&rows, &mut out).map_err(|error| error.to_string())?;
             for (canvas, index) in canvases.iter_mut().zip(0..) {
-                for _ in 0..spec.values_per_step() {
+                for _ in 0..each {
                     let u = noise::uniform(7, index, canvas.known());
                     let drawn = spec.head.draw(out.row(index as usize), canvas, &Tuning::default(), u);
                     canvas.push(drawn.map_err(|error| error.to_string())?.value);
                 }
             }
-            times.push(began.elapsed());
+            if warm_up > 0 {
+                warm_up -= 1;
+            } else {
+                times.push(began.elapsed());
+            }
         }
         Ok(times)
     }
@@ -181,6 +194,7 @@ impl Flags {
             step.precision,
             step.threads.to_string(),
             step.batch.to_string(),
+            number(step.step_us.mean),
             number(step.step_us.median),
             number(step.step_us.min),
             step.floor_us.map_or_else(String::new, number),
@@ -189,23 +203,17 @@ impl Flags {
     }
 }
 
-fn row(cells: [String; 9]) -> String {
+fn row(cells: [String; 10]) -> String {
     cells.iter().map(|cell| format!("{cell:>10}")).collect::<Vec<_>>().join(" ")
 }
 
-/// Microseconds a step of `batch` images cannot take less than, while `threads` do the same; `None` where nobody has
-/// counted what it needs.
-fn floor(spec: &ModelSpec, batch: u32, threads: usize) -> Option<f64> {
-    let cost = spec.execution.cost;
-    if cost.weights == 0 {
-        return None;
-    }
+/// Microseconds a step of `batch` images cannot take less than, while `threads` do the same.
+fn floor(cost: StepCost, batch: u32, threads: usize) -> f64 {
     let batch = f64::from(batch);
-    let bytes = (cost.weights as f64 + batch * cost.remembered) * cost.bytes_per_number as f64;
-    let products = batch * (cost.weights as f64 + cost.remembered);
-    let reading = bytes / probe::bandwidth(bytes as usize, threads);
-    let computing = products / probe::multiplications(threads);
-    Some(reading.max(computing) * 1e6)
+    let bytes = |matrices: f64| (matrices + batch * cost.remembered) * cost.bytes_per_number as f64;
+    let reading = bytes(cost.weights) / probe::bandwidth(bytes(cost.resident as f64) as usize, threads);
+    let computing = batch * (cost.products + cost.remembered) / probe::multiplications(threads);
+    reading.max(computing) * 1e6
 }
 
 /// A package with random weights, in memory.

@@ -122,14 +122,20 @@ fn a_step_costs_what_its_convolutions_cost_where_they_are_due() {
     let config = Config::read(&manifest).unwrap();
     let (network, schedule) = network(&config, &weights(&config), Precision::F32, KEPT).unwrap();
     let cost = |phases: &[Phase]| -> f64 {
-        let cost = |phase: &Phase| network.cost(phase.program, 0.0).weights as f64 / f64::from(phase.scale.pow(2));
+        let cost = |phase: &Phase| network.cost(phase.program, 0.0).products / f64::from(phase.scale.pow(2));
         phases.iter().map(cost).sum()
     };
     let parts = [cost(&schedule.before_row), schedule.steps.iter().map(|phases| cost(phases)).sum()];
     assert_eq!(parts, counted(16.0, 3.0, 20.0));
+    // A row of a coarser scale has fewer pixels to share its matrices.
+    let row = |phase: &Phase| cost(std::slice::from_ref(phase)) / f64::from(32 / phase.scale);
+    let shared: f64 = schedule.before_row.iter().map(row).sum();
     let placement = Placement::new(1, 1);
     let model = Raster::new(manifest.spec(FAMILY.name, placement, 0), &network, schedule, placement).unwrap();
-    assert_eq!(model.spec().execution.cost.weights as f64, parts.iter().sum::<f64>());
+    let cost = model.spec().execution.cost;
+    assert_eq!(cost.products, parts.iter().sum::<f64>());
+    assert!((cost.weights - (shared + parts[1])).abs() < 1e-6 * cost.products, "{} {shared}", cost.weights);
+    assert_eq!(cost.resident * cost.bytes_per_number, network.weight_bytes());
 
     // The published size, F = 160 and 10 components: 23.8 million, of which 10.05 million wait for the pixel before.
     let published = counted(160.0, 3.0, 100.0);

@@ -89,19 +89,19 @@ impl Schedule {
         row.max(low)
     }
 
-    /// What a step costs at least, in the mean over an image.
-    fn cost(&self, network: &Network) -> StepCost {
-        let phases = self.before_row.iter().chain(self.steps.iter().flatten()).chain(&self.after_row);
-        let weights = |phase: &Phase| {
-            let weights = network.cost(phase.program, 0.0).weights as f64;
-            weights / f64::from(phase.scale * phase.scale)
-        };
-        let per_pixel: f64 = phases.map(weights).sum();
-        StepCost {
-            weights: (per_pixel / self.steps.len().max(1) as f64) as u64,
-            remembered: 0.0,
-            bytes_per_number: network.precision().bytes(),
+    /// What a step of an image `width` pixels wide costs at least, in the mean over the image.
+    fn cost(&self, network: &Network, width: u32) -> StepCost {
+        let mut cost = StepCost { bytes_per_number: network.precision().bytes(), ..StepCost::default() };
+        let by_pixel = self.steps.iter().flatten().chain(&self.after_row);
+        let phases = self.before_row.iter().map(|phase| (phase, width)).chain(by_pixel.map(|phase| (phase, 1)));
+        for (phase, together) in phases {
+            let numbers = network.cost(phase.program, 0.0).resident;
+            let per_pixel = numbers as f64 / f64::from(phase.scale.pow(2) * self.steps.len().max(1) as u32);
+            cost.products += per_pixel;
+            cost.weights += per_pixel / f64::from((together / phase.scale).max(1));
+            cost.resident += numbers;
         }
+        cost
     }
 }
 
@@ -162,7 +162,7 @@ impl Raster {
             backend: placement.backend,
             precision: placement.precision,
             absorbs_exactly: decoder.rows_are_invariant(),
-            cost: schedule.cost(network),
+            cost: schedule.cost(network, spec.shape.width()),
             weight_bytes: network.weight_bytes(),
         };
         let schedule = Arc::new(schedule);
