@@ -9,6 +9,7 @@
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -16,68 +17,48 @@ import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import Any, Iterator, NamedTuple
+from typing import Any, Iterator
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import machine
-from pixeld.export import safe_sample, write_package
-from pixeld.models.image_transformer import ImageTransformer, ImageTransformerConfig
-from worker import CHECKED, FORWARDS, FROM_RANK, KINDS, STEPS, TOLERANCE, Verdict, Worker
+from pixeld import mixture
+from pixeld.draw import draw
+from pixeld.export import SAFE_MARGIN, write_package
+from pixeld.likelihood import value_log_probs
+from pixeld.noise import uniform
+from sizes import BACKENDS, LEVELS, SIZES, Side, Size
+from worker import FORWARDS, TOLERANCE, Verdict, Worker, values_per_step
 
 PIXELD = os.environ.get("PIXELD", "target/release/pixeld")
-SIZES = {"small": (4, 128, 512), "base": (12, 512, 2048)}  # layers, width, feed-forward width
-IMAGES, ROUNDS, LEVELS = (1, 4, 16), 5, 256
-DRAW_MARGIN = 1e-5  # far beyond what float32 does to a cumulative distribution, and most seeds keep it for 48 draws
-
-
-class Side(NamedTuple):
-    """One way to take steps."""
-
-    name: str
-    kind: str  # one of `worker.KINDS`, or a backend of pixeld
-    threads: int
-
-    def ours(self) -> bool:
-        return self.kind not in KINDS
-
-    def takes(self, images: int) -> bool:
-        """Whether so many images of a step can be measured, and say something that fewer do not."""
-        return images % self.threads == 0 if self.ours() else self.kind != "recompute" or images == 1
-
-
-SIDES = (
-    Side("pixeld, native", "native", 1),
-    Side("pixeld, native", "native", 2),
-    Side("pixeld, libtorch", "torch", 1),
-    Side("P0 full recompute", "recompute", 1),
-    Side("P1 eager", "eager", 1),
-    Side("P1 eager", "eager", 2),
-    Side("P2 compiled", "compiled", 1),
-    Side("P2 compiled", "compiled", 2),
-    Side("P2 compiled, tuned", "tuned", 1),
-    Side("P2 compiled, tuned", "tuned", 2),
-)
+ROUNDS = 5
+LITTLE = 8  # pixels along either side of the images that pixeld samples before it is timed
 NOTES = f"""
-A step is all that one more value of each image takes, its draw included: ranks {FROM_RANK} to {FROM_RANK + STEPS - 1}
-(two query blocks; 384 ranks in sight on average, 363 over a whole image), one rank after the other, all images at the
-same one. Step times are the least, the middle and the greatest of the rounds' medians. Images/s follow from the middle.
-Sides took turns, forwards in one round and backwards in the next. The factor is the ratio of the middle images/s of
-pixeld's native backend on as many cores (on one where it has no row for two) to those of the row; in brackets, the
-least and the greatest ratio within a round.
+A step is all that one more value of each image takes, or with a mixture one more pixel, its draw included, one after the
+other, all images at the same one. Image Transformers: two query blocks, the third and the fourth of categorical ones (384
+cells in sight on average, 363 over a whole image), the second and the third of mixtures. All others: four whole rows in the
+middle, with all that is due at their ends. Step times are the least, the middle and the greatest of the rounds' means.
+Images/s follow from the middle. Sides took turns, forwards in one round and backwards in the next. The factor is the ratio
+of the middle images/s of pixeld's native backend on as many cores (on one where it has no row for two) to those of the row;
+in brackets, the least and the greatest ratio within a round.
 
 - Eta: the step that memory and multipliers allow, as `pixeld bench step` counts and probes it, over the one measured.
-- P0 sends the whole image through the reference module for every value. {FORWARDS} values of one image are timed in
-  each round; a whole image, and more images, are that multiplied.
+- P0 sends the whole image through the reference module for every value, or pixel, with its masks folded into the weights.
+  {FORWARDS} of them are timed in each round. "×8" was timed with one image and multiplied.
 - P1 keeps keys and values in a static ring of two query blocks, read whole under a mask (`static_decoder.py`).
 - P2 is P1 under `torch.compile`, Inductor for the processor, step and draw in one graph. "Tuned" adds
   `max-autotune-no-cudagraphs`, frozen weights, the C++ wrapper, and no guards. Compilation is not timed.
+- P3 keeps the latest two rows of every map (`cached_pixel_cnn_pp.py`).
 - Two cores are two threads of one PyTorch process, and two shards of pixeld with half of the images each.
+- Multiply-adds: of a step of one image, in the mean over the image, as pixeld counts its matrices and what attention reads;
+  of a full pass, as PyTorch counts those of the module, with what lies under a mask.
 - Bits: whether an image has the same bits whatever else is in its batch, as far as this run saw.
 - Gate: largest difference from the reference's log-probabilities (float64; at most {TOLERANCE:.0e}), and how many of the
-  draws compared are those of the law. Peers: the first {CHECKED} values of every image, with the very function that is
-  timed. pixeld: all values of two images scored, and a 4x4 image sampled with the same widths.
+  draws compared are those of the law. Peers: the first steps of every image, with the very function that is timed, whole
+  pixels of a mixture. pixeld: all values of two images scored, and images of {LITTLE}x{LITTLE} sampled with the same widths.
 """
 
 
@@ -95,54 +76,75 @@ class Package:
     """Random weights of one size, on disk, and what the reference says of them."""
 
     @torch.no_grad()
-    def __init__(self, root: Path, size: str) -> None:
-        # `pixeld bench step` has weights of its own for the name it-small.
-        self.root, self.name, self.little = root, f"random-{size}", f"random-{size}-4x4"
-        module = self.write(self.name, SIZES[size], 32, 256)
+    def __init__(self, root: Path, size: Size) -> None:
+        # Each below a root of its own: a daemon loads all that it finds.
+        self.root, self.little, self.name, self.size = root / "large", root / "little", "random", size
+        module = self.write(self.root, 32)
         images = np.random.default_rng(0).integers(0, LEVELS, (2, 32, 32, 3)).astype(np.uint8)
-        np.save(root / "images.npy", images)
+        np.save(self.root / "images.npy", images)
         values = torch.tensor(images.astype(np.int64))
-        logits = torch.cat([module(image[None]).flatten(1, 3) for image in values])
-        values = values.flatten(1)
-        self.log_probs = logits.log_softmax(2).gather(2, values[:, :, None])[:, :, 0]
-        torch.save({"values": values, "logits": logits[:, :CHECKED].clone()}, root / "reference.pt")
-        self.seed, self.drawn = safe_sample(self.write(self.little, SIZES[size], 4, 8), 0, margin=DRAW_MARGIN)
+        with FlopCounterMode(display=False) as counter:
+            parameters = [module(values[:1])]
+        self.full_pass = counter.get_total_flops() // 2
+        parameters = torch.cat([*parameters, module(values[1:])])
+        self.log_probs = value_log_probs(module.config, parameters, values).flatten(1)
+        steps = parameters.flatten(1, -2)[:, :size.stretch.checked].clone()
+        torch.save({"values": values.flatten(1), "parameters": steps}, self.root / "reference.pt")
+        self.module = self.write(self.little, LITTLE)
 
-    def write(self, name: str, size: tuple[int, int, int], side: int, query_block: int) -> ImageTransformer:
+    def write(self, root: Path, side: int) -> nn.Module:
         """A package, and its module in float64."""
-        torch.manual_seed(0)
-        layers, d, wide = size
-        config = ImageTransformerConfig(side, side, 3, LEVELS, layers, d, 8, d, d, wide, query_block)
-        module = ImageTransformer(config)
-        write_package(self.root / name, module, config, name, "Random weights for benchmarks")
+        config, module = self.size.build(side)
+        write_package(root / self.name, module, config, self.name, "Random weights for benchmarks")
         return module.double().eval()
 
     def check(self, backend: str) -> Verdict | str:
-        """Has pixeld score two images, and sample a little one alone and among four."""
-        common = (*self.settings(), "--set", f"engine.backend={backend}", "--model")
+        """Has pixeld score two images, and sample little ones alone and among four."""
         drawn = []
         try:
-            *lines, _ = pixeld("score", *common, self.name, "--per-value", "--npy", str(self.root / "images.npy"))
+            *lines, _ = self.pixeld("score", self.root, backend, "--per-value", "--npy", str(self.root / "images.npy"))
             for count in ("1", "4"):
                 file = str(self.root / f"sampled-{count}.npy")
-                pixeld("sample", *common, self.little, "--count", count, "--seed", str(self.seed), "--npy", file)
-                drawn.append(np.load(file)[0].flatten().tolist())
+                self.pixeld("sample", self.little, backend, "--count", count, "--seed", "0", "--npy", file)
+                drawn.append(torch.tensor(np.load(file).astype(np.int64)))
         except subprocess.CalledProcessError as error:
             return f"pixeld ended with code {error.returncode}"
         scores = torch.tensor([line["value_nll_nats"] for line in lines], dtype=torch.float64)
-        wrong = sum(got != value for got, value in zip(drawn[1], self.drawn.values, strict=True))
-        bits = str(drawn[0]) if drawn[0] == drawn[1] else "differ"
-        return Verdict((scores + self.log_probs).abs().max().item(), wrong, len(self.drawn.values), bits)
+        wrong, draws = self.wrong(drawn[1])
+        bits = str(drawn[0].tolist()) if torch.equal(drawn[0][0], drawn[1][0]) else "differ"
+        return Verdict((scores + self.log_probs).abs().max().item(), wrong, draws, bits)
+
+    @torch.no_grad()
+    def wrong(self, images: Tensor) -> tuple[int, int]:
+        """Of little images drawn with seed 0, how many values are not those of the law, and how many were compared."""
+        config, wrong, draws = self.module.config, 0, 0
+        parameters = self.module(images).flatten(1, -2)
+        for number, image in enumerate(images.flatten(1)):
+            for rank, u in enumerate(uniform(0, number, range(len(image)))):
+                step, channel = divmod(rank, values_per_step(config))
+                row = parameters[number, step]
+                if config.components:
+                    row = mixture.table(row, image[rank - channel:rank], config.channels, LEVELS)
+                right = draw(row.numpy(), float(u))
+                if right.margin > SAFE_MARGIN:  # closer to a boundary either side is right
+                    draws += 1
+                    wrong += right.value != image[rank]
+        return int(wrong), draws
 
     def time(self, side: Side, images: int) -> dict[str, Any]:
         """One turn of pixeld. Each core is a shard with its share of the images."""
-        (turn,) = pixeld("bench", "step", *self.settings(), "--model", self.name, "--backend", side.kind,
+        start, steps, *_ = self.size.stretch
+        (turn,) = pixeld("bench", "step", *settings(self.root), "--model", self.name, "--backend", side.kind,
                          "--batch", str(images // side.threads), "--threads", str(side.threads),
-                         "--steps", str(STEPS), "--from-rank", str(FROM_RANK))
+                         "--steps", str(steps), "--from-rank", str(start * values_per_step(self.module.config)))
         return turn
 
-    def settings(self) -> tuple[str, ...]:
-        return "--models", str(self.root), "--set", "engine.precision=f32"
+    def pixeld(self, command: str, root: Path, backend: str, *arguments: str) -> list[dict[str, Any]]:
+        return pixeld(command, *settings(root), "--set", f"engine.backend={backend}", "--model", self.name, *arguments)
+
+
+def settings(root: Path) -> tuple[str, ...]:
+    return "--models", str(root), "--set", "engine.precision=f32"
 
 
 class Record:
@@ -152,6 +154,7 @@ class Record:
         self.file = path.open("w")
         self.verdicts: dict[tuple[str, int, Side], Verdict | str] = {}
         self.turns: dict[tuple[str, int, Side], list[dict[str, Any]]] = defaultdict(list)
+        self.full_passes: dict[str, int] = {}  # multiply-adds
 
     def write(self, kind: str, **fields: Any) -> None:
         print(json.dumps({"kind": kind} | fields), file=self.file, flush=True)
@@ -160,15 +163,15 @@ class Record:
         """Whether the side may be timed. Text says why there is no verdict."""
         passed = isinstance(verdict, Verdict) and verdict.passes()
         self.verdicts[size, images, side] = verdict if passed else f"FAILED: {verdict}"
-        say(f"it-{size}, {images} images, {side.name}, {side.threads} threads: {self.verdicts[size, images, side]}")
-        self.write("gate", model=f"it-{size}", images=images, side=side.name, threads=side.threads, passed=passed,
+        say(f"{size}, {images} images, {side.name}, {side.threads} threads: {self.verdicts[size, images, side]}")
+        self.write("gate", model=size, images=images, side=side.name, threads=side.threads, passed=passed,
                    says=str(verdict))
         return passed
 
     def turn(self, size: str, images: int, side: Side, repeat: int, turn: dict[str, Any] | str, others: float) -> None:
         if isinstance(turn, str):
             raise RuntimeError(f"{side.name}, {side.threads} threads: {turn}")
-        turn |= {"kind": "step", "model": f"it-{size}", "side": side.name, "threads": side.threads, "images": images,
+        turn |= {"kind": "step", "model": size, "side": side.name, "threads": side.threads, "images": images,
                  "repeat": repeat, "others_cpu_share": others}
         self.write(**turn)
         self.turns[size, images, side].append(turn)
@@ -183,7 +186,7 @@ class Record:
         return "" if len(bits) < 2 else "differ" if len(set(bits)) > 1 or "differ" in bits else "same"
 
 
-def measure(record: Record, package: Package, size: str, sides: list[Side], images: int, rounds: int,
+def measure(record: Record, package: Package, name: str, sides: list[Side], images: int, rounds: int,
             ours: dict[str, Verdict | str]) -> None:
     """Gates every side at this number of images, then gives those that pass their turns.
 
@@ -194,17 +197,17 @@ def measure(record: Record, package: Package, size: str, sides: list[Side], imag
         fit = []
         for side in sides:  # one at a time: compilers take all cores
             if not side.ours():
-                workers[side] = Worker(side.threads, side.kind, package.root, package.name, images)
+                workers[side] = Worker(side.threads, side.kind, package.root, package.name, package.size.stretch, images)
             verdict = ours[side.kind] if side.ours() else workers[side].ask("check")
-            if record.verdict(size, images, side, verdict):
+            if record.verdict(name, images, side, verdict):
                 fit.append(side)
         for repeat in range(rounds):
             for side in fit if repeat % 2 == 0 else reversed(fit):
                 with machine.Watch() as watch:
                     turn = package.time(side, images) if side.ours() else workers[side].ask("time")
                     watch.own = turn.pop("cpu_s", 0.0) if isinstance(turn, dict) else 0.0
-                record.turn(size, images, side, repeat, turn, round(watch.others, 4))
-            say(f"it-{size}, {images} images: round {repeat + 1} of {rounds}")
+                record.turn(name, images, side, repeat, turn, round(watch.others, 4))
+            say(f"{name}, {images} images: round {repeat + 1} of {rounds}")
     finally:
         for worker in workers.values():
             worker.stop()
@@ -220,30 +223,36 @@ def factor(native: list[float], theirs: list[float]) -> str:
     return f"{statistics.median(native) / statistics.median(theirs):.2f} ({min(each):.2f} to {max(each):.2f})"
 
 
-def table(record: Record, size: str) -> Iterator[str]:
+def table(record: Record, name: str) -> Iterator[str]:
     """Markdown."""
-    yield f"\n### IT-{size}\n"
+    size = SIZES[name]
+    yield f"\n### {size.title}\n"
+    own = [turn for (of, _, side), turns in record.turns.items() if of == name and side.ours() for turn in turns]
+    if own:
+        full, step = record.full_passes[name], own[0]["multiply_adds"]
+        yield (f"Multiply-adds: {step / 1e6:,.2f} million a step, {full / 1e6:,.0f} million a full pass, "
+               f"{full / step:,.0f} times as many.\n")
     yield "| images | side | cores | precision | µs a step | eta | images/s | pixeld's factor | bits | gate |"
     yield "| --: | :-- | --: | :-- | --: | --: | --: | --: | :-- | :-- |"
-    for images in IMAGES:
-        for side in SIDES:
-            multiple = images if side.kind == "recompute" else 1
-            key = (size, images // multiple, side)
+    for images in size.images:
+        for side in size.sides:
+            multiple = 1 if size.takes(side, images) else images
+            key = (name, images // multiple, side)
             if key not in record.verdicts:
                 continue
             cells = [""] * 5
             if turns := record.turns.get(key):
-                steps = [turn["step_us"]["median"] * multiple for turn in turns]
+                steps = [turn["step_us"]["mean"] * multiple for turn in turns]
                 # Twice as many images take a recompute twice as long, so its images/s stay.
                 native = next((found for threads in (side.threads, 1) if (
-                    found := record.turns.get((size, images, Side("pixeld, native", "native", threads))))), [])
+                    found := record.turns.get((name, images, Side("pixeld, native", "native", threads))))), [])
                 cells = [turns[0]["precision"],
                          " / ".join(f"{act(steps):,.0f}" for act in (min, statistics.median, max)),
                          f"{eta:.2f}" if (eta := statistics.median(turn.get("eta") or 0 for turn in turns)) else "",
                          f"{statistics.median(rates(turns)):.4g}",
                          factor(rates(native), rates(turns)) if native and not side.ours() else ""]
-            name = side.name + (f", ×{multiple}" if multiple > 1 else "")
-            cells = [str(images), name, str(side.threads), *cells, record.same_bits(size, side), str(record.verdicts[key])]
+            label = side.name + (f", ×{multiple}" if multiple > 1 else "")
+            cells = [str(images), label, str(side.threads), *cells, record.same_bits(name, side), str(record.verdicts[key])]
             yield f"| {' | '.join(cells)} |"
 
 
@@ -252,21 +261,20 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="Markdown file; a .jsonl file beside it")
     parser.add_argument("--quick", action="store_true",
                         help="a smoke run: two rounds of the small model, without the largest batch")
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="models to measure")
-    parser.add_argument("--images", nargs="+", type=int, choices=IMAGES, default=list(IMAGES), help="images of a step")
-    kinds = list(dict.fromkeys(side.kind for side in SIDES))
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["small", "base"], help="models to measure")
+    parser.add_argument("--images", nargs="+", type=int, default=[], help="images of a step, of those that a model has")
+    kinds = list(dict.fromkeys(side.kind for size in SIZES.values() for side in size.sides))
     parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds, help="sides to measure")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"turns of every side, {ROUNDS} for what is published")
     parser.add_argument("--force", action="store_true", help="measure on a machine that is not quiet")
     arguments = parser.parse_args()
-    sizes, counts, rounds = arguments.sizes, arguments.images, arguments.rounds
+    names, wanted, rounds = arguments.sizes, arguments.images, arguments.rounds
     if arguments.quick:
-        sizes, counts, rounds = ["small"], IMAGES[:2], 2
+        names, wanted, rounds = ["small"], [1, 4], 2
     if not machine.wait_until_quiet() and not arguments.force:
         say(f"the 1-minute load must be {machine.HIGHEST_LOAD} at most, got {machine.load():.2f}; --force measures anyway")
         return 69
-    sides = [side for side in SIDES if side.kind in arguments.kinds]
-    ours = {side.kind for side in sides if side.ours()}
+    ours = [kind for kind in arguments.kinds if kind in BACKENDS]
     version = "pixeld left out"
     if ours:
         version = subprocess.run([PIXELD, "--version"], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
@@ -275,11 +283,16 @@ def main() -> int:
     began, load, (_, stolen) = time.monotonic(), machine.load(), machine.used()
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{scratch}/inductor"
-        for size in sizes:
-            package = Package(Path(scratch) / size, size)
+        for name in names:
+            size = SIZES[name]
+            package = Package(Path(scratch) / name, size)
+            record.full_passes[name] = package.full_pass
             verdicts = {backend: package.check(backend) for backend in ours}
-            for images in counts:
-                measure(record, package, size, [side for side in sides if side.takes(images)], images, rounds, verdicts)
+            for images in size.images:
+                sides = [side for side in size.sides if side.kind in arguments.kinds and size.takes(side, images)]
+                if images in (wanted or size.images):
+                    measure(record, package, name, sides, images, rounds, verdicts)
+            shutil.rmtree(Path(scratch) / name)
     seconds = time.monotonic() - began
     others = [turn["others_cpu_share"] for turns in record.turns.values() for turn in turns]
     facts = {
@@ -291,7 +304,8 @@ def main() -> int:
         "Versions": f"PyTorch {torch.__version__} ({torch.backends.cpu.get_cpu_capability()}), {version}",
     }
     record.write("run", **{name.lower(): fact for name, fact in facts.items()})
-    lines = [*(f"- {name}: {fact}." for name, fact in facts.items()), *(line for size in sizes for line in table(record, size))]
+    lines = [*(f"- {name}: {fact}." for name, fact in facts.items()),
+             *(line for name in names for line in table(record, name))]
     arguments.out.write_text("\n".join(lines) + "\n" + NOTES)
     print(arguments.out.read_text(), end="")
     return 70 if record.failed() else 0

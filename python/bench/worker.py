@@ -7,19 +7,23 @@ import time
 import warnings
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple, Optional
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from cached_pixel_cnn_pp import CachedPixelCnnPp, draw_mixture
 from pixeld import draw as law
+from pixeld.config import ModelConfig
 from pixeld.export import SAFE_MARGIN, read_package
+from pixeld.layers import MaskedConv2d
+from pixeld.likelihood import value_log_probs
+from sizes import Stretch
 from static_decoder import StaticDecoder, draw
 
-KINDS = ("recompute", "eager", "compiled", "tuned")
-FROM_RANK, STEPS, WARM_UP = 1024, 512, 32  # two query blocks of the packages; the steps before are not counted
+STATIC = ("eager", "compiled", "tuned")  # kinds of `StaticDecoder`
+KINDS = ("recompute", *STATIC, "cached")
 FORWARDS = 2  # timed steps of the full recompute, each as long as thousands
-CHECKED = 640  # ranks from 0 on: two and a half blocks, so that the ring comes round
 TOLERANCE = 1e-4  # nats a value
 
 
@@ -39,91 +43,144 @@ class Verdict(NamedTuple):
 
 
 class Peer:
-    """A model at one batch size, ready to step."""
+    """A model at one batch size, ready to step: a value at a time, or with a mixture a pixel.
 
-    def __init__(self, kind: str, root: Path, name: str, batch: int) -> None:
-        self.kind, self.batch = kind, batch
+    A step takes what the one before gave, None at the first, and gives parameters [B, ..] and what the next one takes.
+    """
+
+    def __init__(self, kind: str, root: Path, name: str, stretch: Stretch, batch: int) -> None:
+        self.kind, self.batch, self.stretch = kind, batch, stretch
         self.config, self.module = read_package(root / name)
         self.reference = torch.load(root / "reference.pt")
-        self.values = self.config.height * self.config.width * self.config.channels
-        self.uniforms = torch.rand(self.values, batch, 1, generator=torch.Generator().manual_seed(0))
+        self.values = values_per_step(self.config)
+        self.steps = self.config.height * self.config.width * self.config.channels // self.values
+        uniforms = 1 + self.values if self.config.components else 1
+        self.uniforms = torch.rand(self.steps, batch, uniforms, generator=torch.Generator().manual_seed(0))
         if kind == "recompute":
-            return
-        self.decoder = StaticDecoder(self.module, self.config, batch)
-        self.step = self.decoder.step
-        if kind in ("compiled", "tuned"):
-            self.compile()
+            fold_masks(self.module)
+            self.images = torch.zeros(batch, self.config.height, self.config.width, self.config.channels, dtype=torch.int64)
+            self.step = self.recompute
+        elif kind == "cached":
+            self.step = CachedPixelCnnPp(self.module, self.config, batch).step
+        else:
+            decoder = StaticDecoder(self.module, self.config, batch)
+            self.places, call = decoder.places, decoder.step
+            if kind in ("compiled", "tuned"):
+                call = self.compile(call)
+            self.step = lambda previous, index, uniforms: call(
+                decoder.start if previous is None else previous, decoder.places[index], uniforms)
+            if kind == "tuned":
+                self.run(range(2))
+                torch.compiler.set_stance(skip_guard_eval_unsafe=True)  # nothing a guard looks at changes any more
 
-    def compile(self) -> None:
+    def compile(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """As `torch.compile` comes, or with every setting that helped where it was tried."""
         from torch._inductor import config, select_algorithm
         if self.kind == "tuned":
             config.freezing = config.cpp_wrapper = True
             config.max_autotune_report_choices_stats = select_algorithm.PRINT_AUTOTUNE = False
         mode = "max-autotune-no-cudagraphs" if self.kind == "tuned" else None
-        self.step = torch.compile(self.decoder.step, mode=mode, fullgraph=True, dynamic=False)
-        self.run(range(2))
-        if self.kind == "tuned":
-            torch.compiler.set_stance(skip_guard_eval_unsafe=True)  # nothing a guard looks at changes any more
+        return torch.compile(step, mode=mode, fullgraph=True, dynamic=False)
 
-    def run(self, ranks: range) -> list[float]:
-        """Microseconds of each step at these ranks."""
-        times, previous = [], self.decoder.start
-        for rank in ranks:
+    def given(self, index: int, values: Tensor) -> Tensor:
+        """What a step gives the next one after it has drawn `values` [B, n]."""
+        return values[:, 0] + self.places[index].offset if self.kind in STATIC else values
+
+    def drawn(self, index: int, given: Tensor) -> Tensor:
+        """The other way round."""
+        return (given - self.places[index].offset)[:, None] if self.kind in STATIC else given
+
+    def recompute(self, previous: Optional[Tensor], index: int, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        """A step that sends all images through the module."""
+        by_step = self.images.view(self.batch, self.steps, self.values)
+        if previous is not None:
+            by_step[:, index - 1] = previous
+        parameters = self.parameters(self.images)[:, index]
+        return parameters, self.draw(parameters, uniforms)
+
+    def parameters(self, images: Tensor) -> Tensor:
+        """What the module gives for every step [B, steps, ..]."""
+        return self.module(images).flatten(1, -2)
+
+    def draw(self, parameters: Tensor, uniforms: Tensor) -> Tensor:
+        """Values [B, n] drawn from parameters [B, ..]."""
+        if self.config.components:
+            return draw_mixture(parameters, uniforms, self.config.channels, self.config.levels)
+        return draw(parameters, uniforms)[:, None]
+
+    def run(self, steps: range) -> list[float]:
+        """Microseconds of each of these steps."""
+        times, previous = [], None
+        for index in steps:
             started = time.perf_counter()
-            _, previous = self.step(previous, self.decoder.places[rank], self.uniforms[rank])
+            _, previous = self.step(previous, index, self.uniforms[index])
             times.append((time.perf_counter() - started) * 1e6)
         return times
-
-    def recompute(self, images: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-        """The logits of all ranks, and the values drawn at one."""
-        logits = self.module(images).flatten(1, 3)
-        return logits, draw(logits[:, rank], self.uniforms[rank])
 
     def time(self) -> dict[str, Any]:
         """One turn."""
         cpu = time.process_time()
+        start, steps, _, warm_up = self.stretch
         if self.kind == "recompute":
-            images, times = torch.zeros(self.batch, *self.shape(), dtype=torch.int64), []
-            for rank in range(FROM_RANK, FROM_RANK + FORWARDS):
-                started = time.perf_counter()
-                _, images.flatten(1)[:, rank] = self.recompute(images, rank)
-                times.append((time.perf_counter() - started) * 1e6)
+            times = self.run(range(start, start + FORWARDS))
         else:
-            times = self.run(range(FROM_RANK - WARM_UP, FROM_RANK + STEPS))[WARM_UP:]
-        step = {"median": statistics.median(times), "min": min(times), "max": max(times)}
+            times = self.run(range(start - warm_up, start + steps))[warm_up:]
+        step = {"mean": statistics.mean(times), "median": statistics.median(times), "min": min(times), "max": max(times)}
         return {"precision": "f32", "steps": len(times), "step_us": step,
-                "images_per_s": self.batch * 1e6 / (step["median"] * self.values), "cpu_s": time.process_time() - cpu}
-
-    def shape(self) -> tuple[int, int, int]:
-        return self.config.height, self.config.width, self.config.channels
+                "images_per_s": self.batch * 1e6 / (step["mean"] * self.steps), "cpu_s": time.process_time() - cpu}
 
     def check(self) -> Verdict:
-        """Compares the first ranks of the reference's images, which take turns over the batch."""
+        """Compares the first steps with the reference, whose images take turns over the batch."""
         image = torch.arange(self.batch) % len(self.reference["values"])
-        values = self.reference["values"][image]
+        values, count = self.reference["values"][image], self.stretch.checked
+        known = values.view(self.batch, self.steps, self.values)[:, :count]
         if self.kind == "recompute":
-            logits = self.recompute(values.unflatten(1, self.shape()), 0)[0][:, :CHECKED]
-            drawn = torch.stack([draw(logits[:, rank], self.uniforms[rank]) for rank in range(CHECKED)], dim=1)
+            parameters = self.parameters(values.view_as(self.images))[:, :count]
+            drawn = torch.stack([self.draw(parameters[:, index], self.uniforms[index]) for index in range(count)], dim=1)
         else:
-            rows, found = self.decoder.start, []
-            for rank, place in enumerate(self.decoder.places[:CHECKED]):
-                step_logits, next_rows = self.step(rows, place, self.uniforms[rank])
-                found.append((step_logits.clone(), next_rows - place.offset))
-                rows = values[:, rank] + place.offset
-            logits, drawn = (torch.stack(list(parts), dim=1) for parts in zip(*found))
-        expected = self.reference["logits"][image]
-        known = values[:, :CHECKED, None]
-        difference = logits.double().log_softmax(2).gather(2, known) - expected.log_softmax(2).gather(2, known)
+            previous, found = None, []
+            for index in range(count):
+                step_parameters, given = self.step(previous, index, self.uniforms[index])
+                found.append((step_parameters.clone(), self.drawn(index, given)))
+                previous = self.given(index, known[:, index])
+            parameters, drawn = (torch.stack(list(parts), dim=1) for parts in zip(*found))
+        expected = self.reference["parameters"][image]
+        difference = log_probs(self.config, parameters.double(), known) - log_probs(self.config, expected, known)
         wrong = draws = 0
-        for row in range(self.batch):
-            for rank in range(CHECKED):
-                right = law.draw(expected[row, rank].numpy(), self.uniforms[rank, row].item())
-                if right.margin > SAFE_MARGIN:  # closer to a boundary either side is right
-                    draws += 1
-                    wrong += right.value != drawn[row, rank].item()
-        bits = hashlib.sha256(logits[0].contiguous().numpy().tobytes()).hexdigest()
+        for index in range(count):
+            right, certain = self.law(expected[:, index], self.uniforms[index])
+            draws += int(certain.sum())
+            wrong += int((certain & (drawn[:, index] != right).any(dim=1)).sum())
+        bits = hashlib.sha256(parameters[0].contiguous().numpy().tobytes()).hexdigest()
         return Verdict(difference.abs().max().item(), wrong, draws, bits)
+
+    def law(self, expected: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        """What has to be drawn [B, n], and whether it is far enough from every boundary to be certain [B]."""
+        if self.config.components:
+            near = [self.draw(expected, (uniforms.double() + shift).clamp(1e-9, 1 - 1e-9))
+                    for shift in (-SAFE_MARGIN, SAFE_MARGIN)]
+            return near[0], (near[0] == near[1]).all(dim=1)
+        rights = [law.draw(row.numpy(), u.item()) for row, u in zip(expected, uniforms)]
+        return (torch.tensor([[right.value] for right in rights]),
+                torch.tensor([right.margin > SAFE_MARGIN for right in rights]))
+
+
+def values_per_step(config: ModelConfig) -> int:
+    """A mixture is that of a whole pixel."""
+    return config.channels if config.components else 1
+
+
+def log_probs(config: ModelConfig, parameters: Tensor, known: Tensor) -> Tensor:
+    """Log-probabilities of the values known [B, steps, n] under the parameters [B, steps, ..] of their steps."""
+    return value_log_probs(config, parameters, known if config.components else known[:, :, 0])
+
+
+def fold_masks(module: nn.Module) -> None:
+    """Masks the weights once and for all, as whoever only samples would."""
+    for layer in module.modules():
+        if isinstance(layer, MaskedConv2d):
+            masked = layer.masked_weight()
+            layer.masked_weight = lambda masked=masked: masked
 
 
 def serve(connection: Connection, threads: int, *peer: Any) -> None:
