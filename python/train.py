@@ -1,12 +1,12 @@
-"""Trains the packages of models/ on scikit-learn's 8x8 handwritten digits, by class.
+"""Trains the packages of models/: on handwritten digits, and on letters in colour.
 
     python python/train.py NAME                 # trains on the whole training part, writes models/NAME/
     python python/train.py NAME --validate      # holds a validation part out of the training part, writes nothing
 
-Every fifth image (index % 5 == 0) is held out and read after training, for the number in the manifest; two packages,
-digits_pixel_cnn and digits_transformer_2d, were trained for longer after a first look at theirs. Sizes and lengths of
-digits were chosen with --validate, which trains without the images of index % 5 == 1 and reports their bits/dim along
-the way; those of the others are first guesses. The same seed, machine and PyTorch give the same weights; for the same bytes of weights.pt, whose
+What is held out (``datasets``) is read after training, for the number in the manifest; two packages, digits_pixel_cnn
+and digits_transformer_2d, were trained for longer after a first look at theirs. Sizes and lengths of digits were chosen
+with --validate, which trains without the images of index % 5 == 1 and reports their bits/dim along the way; those of
+the others are first guesses. The same seed, machine and PyTorch give the same weights; for the same bytes of weights.pt, whose
 TorchScript code lists attributes in hash order, set PYTHONHASHSEED=0.
 """
 
@@ -16,25 +16,23 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, Optional
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, parametrize
 
+import glyphs
+from datasets import DATA_SETS, Images, shrunk
 from pixeld.config import ModelConfig
-from pixeld.export import golden_sample, golden_score, write_package
+from pixeld.export import SAFE_MARGIN, golden_sample, golden_score, write_package
 from pixeld.likelihood import log_probs, value_log_probs
 from pixeld.models import FAMILIES
 
-BATCH = 32
-LEVELS = 17
 CLASS_DROPOUT = 0.1
 EMA_DECAY = 0.998
-GOLDENS = 3
 
 
 @dataclass(frozen=True)
@@ -45,14 +43,20 @@ class Recipe:
     description: str
     config: dict[str, Any]
     epochs: int
+    data: str = "digits"  # of DATA_SETS
     side: int = 8  # of the images
+    by_class: bool = True
+    batch: int = 32
     rate: float = 3e-3
     weight_decay: float = 0.05
     shift: float = 0.0  # probability of moving an image by one pixel
     bfloat16: bool = True  # matrix products, faster by a third on CPUs that have them; weights stay float32
     weight_norm: bool = False  # folded before export
+    report: int = 5  # epochs between lines of progress
     weights: str = "weights.safetensors"
     low_model: Optional[str] = None
+    goldens: int = 3  # known answers of each kind; a daemon draws them all when it loads the package
+    margin: float = SAFE_MARGIN  # of their draws: the more there are in an image, the fewer images keep it
 
 
 def transformer(layers: int, d: int, dropout: float, **rest: Any) -> dict[str, Any]:
@@ -104,35 +108,20 @@ RECIPES = {
     "digits_multi_scale_low": Recipe(
         "pixel_cnn", "Handwritten digits, 4x4, by class: the lower of two stages",
         masked(4, 0.3, hidden_width=32, residual=True, skip=True, kernel_size=3), epochs=40, side=4),
+    "letters": Recipe(
+        "gated_pixel_cnn", "Letters A to Z in colour, 16x16, by class: Gated PixelCNN",
+        masked(10, 0.1, stack_width=60, kernel_size=3) | {"head_widths": [96]}, epochs=4, data="letters", side=16,
+        weight_decay=0.01, report=1),
+    "letters_upscale": Recipe(
+        "gated_pixel_cnn", "Letters in colour, from 8x8 to 32x32: Gated PixelCNN over maps of the small image",
+        masked(8, 0.0, stack_width=48, kernel_size=3, low_height=8, low_width=8, condition_maps=24)
+        | {"head_widths": [96]}, epochs=1, data="letters", side=32, by_class=False, batch=8, rate=2e-3,
+        weight_decay=0.01, report=1, goldens=1, margin=1e-5),
 }
 
 
-class Images(NamedTuple):
-    """Images int64 [n, side, side, 1] of 0..16 and their classes int64 [n]."""
-
-    values: Tensor
-    classes: Tensor
-
-
-def halved(values: Tensor) -> Tensor:
-    """Rounded means of squares of 2 x 2: [n, 2h, 2w, C] -> [n, h, w, C]."""
-    return (values.unflatten(2, [-1, 2]).unflatten(1, [-1, 2]).sum(dim=(2, 4)) + 2) // 4
-
-
-def load_parts(side: int, validate: bool) -> tuple[Images, Images]:
-    """The images to train on, and those to judge by."""
-    digits = load_digits()
-    values = torch.from_numpy(digits.images).long()[..., None]
-    while values.shape[1] > side:
-        values = halved(values)
-    classes = torch.from_numpy(digits.target).long()
-    part = torch.arange(len(values)) % 5
-    train, judge = ((part > 1), (part == 1)) if validate else ((part > 0), (part == 0))
-    return Images(values[train], classes[train]), Images(values[judge], classes[judge])
-
-
 def augment(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """Moves each image [n, s, s, 1], with the given probability, by one pixel in a random direction; zeros come in."""
+    """Moves each image [n, s, s, C], with the given probability, by one pixel in a random direction; zeros come in."""
     count, side = len(images), images.shape[1]
     moves = torch.tensor([[0, 1], [2, 1], [1, 0], [1, 2]])  # corner of the window cut out of the padded image
     corner = moves[torch.randint(4, (count,), generator=generator)]
@@ -145,15 +134,19 @@ def augment(images: Tensor, probability: float, generator: torch.Generator) -> T
 
 def low_of(config: ModelConfig, values: Tensor) -> Optional[Tensor]:
     """The low-resolution images that go with `values`, if the model takes them."""
-    return None if config.low_height is None else halved(values)
+    return None if config.low_height is None else shrunk(values, config.low_height)
 
 
 @torch.no_grad()
 def bits_per_dim(module: nn.Module, images: Images) -> float:
     """Mean negative log2-likelihood per value, class and low-resolution image given, float32."""
     module.eval()
-    total = sum(log_probs(module, values, classes, low_of(module.config, values)).double().sum().item()
-                for values, classes in zip(images.values.split(128), images.classes.split(128)))
+    config = module.config
+    batch = min(128, 8192 // (config.height * config.width))  # a bound on memory
+    total = 0.0
+    for values, classes in zip(images.values.long().split(batch), images.classes.split(batch)):
+        given = classes if config.classes else None
+        total += log_probs(module, values, given, low_of(config, values)).double().sum().item()
     return -total / images.values.numel() / math.log(2)
 
 
@@ -175,7 +168,7 @@ def train(recipe: Recipe, config: ModelConfig, arguments: argparse.Namespace, im
     plain = [p for p in model.parameters() if p.dim() == 1]
     optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": recipe.weight_decay},
                                    {"params": plain, "weight_decay": 0.0}], lr=recipe.rate, betas=(0.9, 0.98))
-    per_epoch = len(images.values) // BATCH
+    per_epoch = len(images.values) // recipe.batch
     steps = arguments.epochs * per_epoch
     warmup = min(200, steps // 10)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -184,12 +177,13 @@ def train(recipe: Recipe, config: ModelConfig, arguments: argparse.Namespace, im
     for epoch in range(arguments.epochs):
         model.train()
         total = 0.0
-        order = torch.randperm(len(images.values), generator=generator)[: per_epoch * BATCH]
-        for rows in order.split(BATCH):
-            batch = augment(images.values[rows], recipe.shift, generator)
-            given = torch.rand(BATCH, generator=generator) >= CLASS_DROPOUT
+        order = torch.randperm(len(images.values), generator=generator)[: per_epoch * recipe.batch]
+        for rows in order.split(recipe.batch):
+            batch = augment(images.values[rows].long(), recipe.shift, generator)
+            given = torch.rand(recipe.batch, generator=generator) >= CLASS_DROPOUT
+            classes = torch.where(given, images.classes[rows], -1) if config.classes else None
             with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bfloat16):
-                parameters = model(batch, torch.where(given, images.classes[rows], -1), low_of(config, batch))
+                parameters = model(batch, classes, low_of(config, batch))
             loss = -value_log_probs(config, parameters.float(), batch).mean()
             optimizer.zero_grad()
             loss.backward()
@@ -201,7 +195,7 @@ def train(recipe: Recipe, config: ModelConfig, arguments: argparse.Namespace, im
             with torch.no_grad():
                 torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - keep)
             total += loss.item()
-        if epoch % 5 == 4 or epoch + 1 == arguments.epochs:
+        if (epoch + 1) % recipe.report == 0 or epoch + 1 == arguments.epochs:
             seen = f" validation {bits_per_dim(average, judge):.4f}" if judge else ""
             print(f"epoch {epoch + 1} train {total / per_epoch / math.log(2):.4f}{seen} bits/dim, "
                   f"{time.process_time() - started:.0f} s", flush=True)
@@ -209,6 +203,18 @@ def train(recipe: Recipe, config: ModelConfig, arguments: argparse.Namespace, im
         for part in convolutions(average):
             parametrize.remove_parametrizations(part, "weight")
     return average.eval()
+
+
+def goldens(recipe: Recipe, model: nn.Module, judge: Images) -> dict[str, list[dict[str, Any]]]:
+    """The known answers of the package."""
+    exact, values = copy.deepcopy(model).double(), judge.values[:recipe.goldens].long()
+    low = low_of(model.config, values)
+    lows = [None] * len(values) if low is None else list(low)
+    labels = judge.classes.tolist() if model.config.classes else [None] * len(values)
+    asked = (3, 8, None) if model.config.classes else (None, None, None)
+    return {"score": [golden_score(exact, image, label, small) for image, label, small in zip(values, labels, lows)],
+            "sample": [golden_sample(model, seed, image, label, small, recipe.margin)
+                       for image, (seed, label, small) in enumerate(zip((7, 100, 1000), asked, lows))]}
 
 
 def parse() -> argparse.Namespace:
@@ -232,9 +238,12 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     torch.set_num_threads(arguments.threads)
     torch.use_deterministic_algorithms(True)
-    config = FAMILIES[recipe.family][0](height=recipe.side, width=recipe.side, channels=1, levels=LEVELS, classes=10,
-                                        **recipe.config)
-    images, judge = load_parts(recipe.side, arguments.validate)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing reads it, and filling it takes time
+    data = DATA_SETS[recipe.data]
+    config = FAMILIES[recipe.family][0](
+        height=recipe.side, width=recipe.side, channels=data.channels, levels=data.levels,
+        classes=data.classes if recipe.by_class else 0, **recipe.config)
+    images, judge = data.load(recipe.side, arguments.validate)
     started = time.process_time()  # one thread: a busy machine does not count
     model = train(recipe, config, arguments, images, judge if arguments.validate else None)
     seconds = time.process_time() - started
@@ -244,25 +253,21 @@ def main() -> None:
         return
     held_out_bits = bits_per_dim(model, judge)
     print(f"held out {held_out_bits:.4f} bits/dim, {seconds:.0f} s, {parameters} parameters")
-    exact, low = copy.deepcopy(model).double(), low_of(config, judge.values[:GOLDENS])
-    lows = [None] * GOLDENS if low is None else list(low)
-    scores = [golden_score(exact, image, int(label), small)
-              for image, label, small in zip(judge.values, judge.classes, lows)]
-    samples = [golden_sample(model, seed, image, label, small)
-               for image, (seed, label, small) in enumerate(zip((7, 100, 1000), (3, 8, None), lows))]
     out = arguments.out / arguments.name
     write_package(
         out, model, config, arguments.name, recipe.description, recipe.weights, low_model=recipe.low_model,
-        data={"source": "scikit-learn load_digits: the test part of the UCI data set Optical Recognition of "
-                        "Handwritten Digits (E. Alpaydin, C. Kaynak, 1998)",
-              "licence": "CC BY 4.0", "split": "1797 images; held out: index % 5 == 0"},
+        data=data.manifest,
         training={"script": f"python/train.py {arguments.name}", "seed": arguments.seed, "seconds": round(seconds),
                   "parameters": parameters},
         results={"held_out_images": len(judge.values), "held_out_bits_per_dim": round(held_out_bits, 5)},
-        golden={"score": scores, "sample": samples})
+        golden=goldens(recipe, model, judge))
     if arguments.name == "digits":  # for the examples of the documentation
         np.save(out / "held_out_images.npy", judge.values.numpy().astype(np.uint8))
         np.save(out / "held_out_classes.npy", judge.classes.numpy().astype(np.uint8))
+    if arguments.name == "letters_upscale":  # for the examples of the documentation, and the sheet
+        (out / "examples").mkdir(exist_ok=True)
+        for small, label in zip(low_of(config, judge.values[:8].long()), judge.classes.tolist()):
+            glyphs.png(out / "examples" / f"{glyphs.LETTERS[label]}.png", small.numpy())
 
 
 if __name__ == "__main__":

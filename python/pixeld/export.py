@@ -50,10 +50,10 @@ def safe_sample(module: nn.Module, first_seed: int, image: int = 0, margin: floa
     raise RuntimeError("no seed of 1000 keeps the margin")
 
 
-def golden_sample(module: nn.Module, first_seed: int, image: int, label: Optional[int], low: Optional[Tensor] = None
-                  ) -> dict[str, Any]:
+def golden_sample(module: nn.Module, first_seed: int, image: int, label: Optional[int], low: Optional[Tensor] = None,
+                  margin: float = SAFE_MARGIN) -> dict[str, Any]:
     """One [[golden.sample]] entry."""
-    seed, drawn = safe_sample(module, first_seed, image, label=label, low=low)
+    seed, drawn = safe_sample(module, first_seed, image, margin, label=label, low=low)
     return golden_entry({"seed": seed, "image": image}, label, low) | {
         "crc32c": crc32c(value_bytes(drawn.values, module.config.levels))}
 

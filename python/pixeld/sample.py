@@ -37,7 +37,9 @@ def sample(module: nn.Module, seed: int, image: int, label: int | None = None, t
     places = cells_by_rank(config.height, config.width * config.channels, *config.value_block).tolist()
     log_likelihood, margin = 0.0, float("inf")
     for place, u in zip(places, uniform(seed, image, range(first_rank, first_rank + count))):
-        parameters = module(values, classes, None if low is None else low[None])
+        # A mixture's parameters are those of the whole pixel: they do not change with its own channels.
+        if config.components is None or place % config.channels == 0:
+            parameters = module(values, classes, None if low is None else low[None])
         if config.components is None:
             logits = parameters.flatten(0, 3)[place]
         else:
