@@ -4,7 +4,7 @@ export CARGO_TARGET_DIR ?= $(CURDIR)/target
 PYTHON ?= python3
 TOOLS := $(shell $(PYTHON) scripts/setup.py --where 2>/dev/null)/tools
 
-.PHONY: help setup build demo test conformance fuzz miri check fmt clippy deny doc readme test-pytorch bench bench-peers train goldens
+.PHONY: help setup build demo test conformance fuzz miri check fmt clippy deny doc readme test-pytorch bench bench-peers train goldens results sheets
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -62,6 +62,12 @@ bench-peers: build ## step times beside PyTorch's on the same weights, to out/pe
 
 train: ## train a package of models/ again, NAME=digits_row_lstm (fetches PyTorch, about 3 GB)
 	@sh scripts/pytorch.sh train $(NAME)
+
+results: build ## held-out likelihoods of the packages: served, PyTorch's, and baselines (fetches PyTorch, about 3 GB)
+	@sh scripts/pytorch.sh results
+
+sheets: build ## draw docs/sheets again, a contact sheet of every package
+	@sh scripts/sheets.sh
 
 readme: build ## run the commands that the README shows
 	@sh scripts/readme.sh

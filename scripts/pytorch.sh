@@ -3,6 +3,7 @@
 #     pytorch.sh tests          the reference's own tests, then the daemon beside it, live
 #     pytorch.sh bench-peers    step times of pixeld beside those of PyTorch, on the same weights; takes arguments
 #     pytorch.sh train NAME     trains models/NAME again
+#     pytorch.sh results        held-out likelihoods of the packages, served beside PyTorch's, and of models without neighbours
 set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -18,6 +19,10 @@ tests)
 bench-peers)
     shift
     PIXELD="$pixeld" "$python" python/bench/peers.py "$@"
+    ;;
+results)
+    "$python" python/baselines.py
+    PYTHONPATH="$PYTHONPATH:$("$python" scripts/setup.py --print interop)" PIXELD="$pixeld" "$python" python/live/results.py
     ;;
 train)
     shift
