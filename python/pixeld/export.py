@@ -5,7 +5,7 @@ import hashlib
 import io
 import sys
 from pathlib import Path
-from typing import Any, Optional, Sequence
+from typing import Any, Callable, Optional, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from pixeld import mixture
 from pixeld.config import ModelConfig
 from pixeld.likelihood import log_probs
 from pixeld.models import FAMILIES
-from pixeld.sample import Sample, sample
+from pixeld.sample import Sample, sample, sample_ahead
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -40,11 +40,11 @@ def value_bytes(values: Sequence[int], levels: int) -> bytes:
     return b"".join(value.to_bytes(1 if levels <= 256 else 2, "little") for value in values)
 
 
-def safe_sample(module: nn.Module, first_seed: int, image: int = 0, margin: float = SAFE_MARGIN, **request: Any
-                ) -> tuple[int, Sample]:
+def safe_sample(module: nn.Module, first_seed: int, image: int = 0, margin: float = SAFE_MARGIN,
+                sampler: Callable[..., Sample] = sample, **request: Any) -> tuple[int, Sample]:
     """The first seed from `first_seed` on whose sample keeps `margin` everywhere, and that sample."""
     for seed in range(first_seed, first_seed + 1000):
-        drawn = sample(module, seed, image, **request)
+        drawn = sampler(module, seed, image, **request)
         if drawn.margin > margin:
             return seed, drawn
     raise RuntimeError("no seed of 1000 keeps the margin")
@@ -53,7 +53,7 @@ def safe_sample(module: nn.Module, first_seed: int, image: int = 0, margin: floa
 def golden_sample(module: nn.Module, first_seed: int, image: int, label: Optional[int], low: Optional[Tensor] = None,
                   margin: float = SAFE_MARGIN) -> dict[str, Any]:
     """One [[golden.sample]] entry."""
-    seed, drawn = safe_sample(module, first_seed, image, margin, label=label, low=low)
+    seed, drawn = safe_sample(module, first_seed, image, margin, sample_ahead, label=label, low=low)
     return golden_entry({"seed": seed, "image": image}, label, low) | {
         "crc32c": crc32c(value_bytes(drawn.values, module.config.levels))}
 

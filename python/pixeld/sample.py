@@ -1,12 +1,15 @@
-"""Slow and obvious sampling: for each value the whole image goes through the model again, in float64."""
+"""Slow and obvious sampling: for each value the whole image goes through the model again, in float64; and a quicker way."""
 
 import copy
 from typing import NamedTuple, Optional
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pixeld import mixture
+from pixeld.config import ModelConfig
 from pixeld.draw import draw
 from pixeld.noise import uniform
 from pixeld.order import cells_by_rank
@@ -18,6 +21,18 @@ class Sample(NamedTuple):
     values: list[int]  # raster order, N of them
     log_likelihood: float  # nats, under the model itself (temperature 1, nothing truncated)
     margin: float  # the smallest of the margins of its draws
+
+
+AHEAD = 256  # values that `sample_ahead` guesses in each pass
+
+
+def logits_at(config: ModelConfig, parameters: Tensor, flat: Tensor, place: int) -> NDArray[np.float64]:
+    """Logits of the value at `place` of an image, from a module's output for it and the values [N] before."""
+    if config.components is None:
+        return parameters.flatten(0, 3)[place].numpy()
+    pixel = place // config.channels
+    earlier = flat[pixel * config.channels:place]
+    return mixture.table(parameters.flatten(0, 2)[pixel], earlier, config.channels, config.levels).numpy()
 
 
 @torch.no_grad()
@@ -37,17 +52,40 @@ def sample(module: nn.Module, seed: int, image: int, label: int | None = None, t
     places = cells_by_rank(config.height, config.width * config.channels, *config.value_block).tolist()
     log_likelihood, margin = 0.0, float("inf")
     for place, u in zip(places, uniform(seed, image, range(first_rank, first_rank + count))):
-        # A mixture's parameters are those of the whole pixel: they do not change with its own channels.
-        if config.components is None or place % config.channels == 0:
-            parameters = module(values, classes, None if low is None else low[None])
-        if config.components is None:
-            logits = parameters.flatten(0, 3)[place]
-        else:
-            pixel = place // config.channels
-            earlier = flat[pixel * config.channels:place]
-            logits = mixture.table(parameters.flatten(0, 2)[pixel], earlier, config.channels, config.levels)
-        drawn = draw(logits.numpy(), float(u), temperature, top_k, top_p)
+        parameters = module(values, classes, None if low is None else low[None])
+        drawn = draw(logits_at(config, parameters, flat, place), float(u), temperature, top_k, top_p)
         flat[place] = drawn.value
         log_likelihood += drawn.log_prob
         margin = min(margin, drawn.margin)
+    return Sample(flat.tolist(), log_likelihood, margin)
+
+
+@torch.no_grad()
+def sample_ahead(module: nn.Module, seed: int, image: int, label: int | None = None, low: Optional[Tensor] = None
+                 ) -> Sample:
+    """What `sample` draws, in fewer passes: each draws many values at once, as if those before were guessed right.
+
+    A draw is the true one if all values before it were; the first that differs from its guess corrects it. So every
+    pass settles one value at least, and many where a model is sure of itself.
+    """
+    module = copy.deepcopy(module).double().eval()
+    config = module.config
+    classes = None if label is None else torch.tensor([label])
+    values = torch.zeros(1, config.height, config.width, config.channels, dtype=torch.int64)
+    flat, count = values.view(-1), values.numel()
+    places = cells_by_rank(config.height, config.width * config.channels, *config.value_block).tolist()
+    noise = uniform(seed, image, range(count))
+    settled, log_likelihood, margin = 0, 0.0, float("inf")
+    while settled < count:
+        parameters = module(values, classes, None if low is None else low[None])
+        right = True
+        for rank in range(settled, min(settled + AHEAD, count)):
+            place = places[rank]
+            drawn = draw(logits_at(config, parameters, flat, place), float(noise[rank]))
+            if right:
+                settled += 1
+                log_likelihood += drawn.log_prob
+                margin = min(margin, drawn.margin)
+                right = drawn.value == flat[place]
+            flat[place] = drawn.value
     return Sample(flat.tolist(), log_likelihood, margin)

@@ -5,6 +5,7 @@ import math
 import sys
 import tempfile
 import unittest
+import unittest.mock
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import pixeld.sample  # noqa: E402
 from pixeld import mixture  # noqa: E402
 from pixeld.config import ModelConfig  # noqa: E402
 from pixeld.export import read_package, write_package  # noqa: E402
@@ -23,7 +25,7 @@ from pixeld.models import FAMILIES  # noqa: E402
 from pixeld.models.image_transformer import visible_pairs_2d  # noqa: E402
 from pixeld.models.pixel_rnn import lstm_cell  # noqa: E402
 from pixeld.order import cells_by_rank  # noqa: E402
-from pixeld.sample import sample  # noqa: E402
+from pixeld.sample import sample, sample_ahead  # noqa: E402
 
 TRANSFORMER = dict(layers=2, model_width=8, heads=2, key_width=12, value_width=6, feed_forward_width=10)
 MASKED = dict(layers=2, input_kernel=3, head_widths=[31, 22], group_scheme="mod", input_scaling="symmetric")
@@ -186,6 +188,17 @@ class FamilyTest(unittest.TestCase):
                 drawn = sample(module, seed=5, image=2)
                 values = torch.tensor(drawn.values).view(1, 4, 4, 2)
                 self.assertAlmostEqual(drawn.log_likelihood, log_probs(module, values).sum().item(), places=10)
+
+    def test_drawing_ahead_draws_the_same(self) -> None:
+        for name, ahead in itertools.product(CASES, (1, 7, 256)):
+            extra = low_keys(name) or {}
+            with self.subTest(name, ahead=ahead), unittest.mock.patch.object(pixeld.sample, "AHEAD", ahead):
+                _, module = build(name, 4, 4, 2, 3, classes=3, **extra)
+                request = dict(seed=5, image=2, label=1, low=torch.randint(3, (2, 2, 2)) if extra else None)
+                slow, fast = sample(module, **request), sample_ahead(module, **request)
+                self.assertEqual(fast.values, slow.values)
+                self.assertAlmostEqual(fast.log_likelihood, slow.log_likelihood, places=10)
+                self.assertAlmostEqual(fast.margin, slow.margin, places=10)
 
 
 class VisibilityTest(unittest.TestCase):
