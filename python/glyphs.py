@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-COUNT = 30030
+COUNT = 15600
 HELD_OUT = 15  # every so many
 LEVELS = 32
 OVERSAMPLING = 4  # of the letter's outline, in both directions
@@ -31,11 +31,10 @@ FONTS = (
     ("font_lato", "files/Lato-Black.ttf"),
     ("font_manrope", "files/Manrope-ExtraBold.ttf"),
     ("font_source_sans_pro", "files/SourceSansPro-Black.ttf"),
-    ("font_source_serif_pro", "files/SourceSerifPro-Black.ttf"),
 )
 MANIFEST = {
     "source": "python/glyphs.py, which draws them from the fonts Fredoka One (M. Sagredo), Lato (L. Dziedzic), Manrope (The "
-              "Manrope Project Authors), Source Sans Pro and Source Serif Pro (Adobe Systems Incorporated)",
+              "Manrope Project Authors) and Source Sans Pro (Adobe Systems Incorporated)",
     "licence": "the fonts: SIL Open Font License 1.1; the images drawn from them: CC0 1.0",
     "split": f"{COUNT} images; held out: number % {HELD_OUT} == 0",
 }
@@ -54,11 +53,12 @@ def font(name: tuple[str, str], size: int) -> ImageFont.FreeTypeFont:
 def outline(letter: str, face: tuple[str, str], side: int, height: float, turn: float, move: np.ndarray) -> np.ndarray:
     """How much of each pixel the letter covers, 0..1 [side, side].
 
-    height: of an em, as a part of the side. turn: degrees. move: of the letter's middle from that of the image, right
-    and down, as a part of the side.
+    height: of a capital, as a part of the side. turn: degrees. move: of the letter's middle from that of the image,
+    right and down, as a part of the side.
     """
     large = side * OVERSAMPLING
-    drawn = font(face, round(height * large))
+    _, top, _, bottom = font(face, 1000).getbbox("H")
+    drawn = font(face, round(height * large * 1000 / (bottom - top)))
     left, top, right, bottom = drawn.getbbox(letter)
     canvas = Image.new("L", (large, large))
     middle = large / 2 - np.array([left + right, top + bottom]) / 2
@@ -80,7 +80,7 @@ def image(number: int, side: int) -> np.ndarray:
     """
     random = np.random.default_rng(number)
     covered = outline(LETTERS[number % len(LETTERS)], FONTS[random.integers(len(FONTS))], side,
-                      random.uniform(0.85, 1.05), random.uniform(-8, 8), random.uniform(-0.06, 0.06, 2))[..., None]
+                      random.uniform(0.64, 0.7), random.uniform(-4, 4), random.uniform(-0.04, 0.04, 2))[..., None]
     hue = random.random()
     opposite = hue + 0.5 + random.uniform(-0.1, 0.1)
     dark, light = (0.75, 0.45), (0.35, 1.0)  # saturation and value
