@@ -65,8 +65,8 @@ def letters(side: int, validate: bool) -> tuple[Images, Images]:
 
 DATA_SETS = {
     "digits": DataSet(1, 17, 10, digits, {
-        "source": "scikit-learn load_digits: the test part of the UCI data set Optical Recognition of Handwritten Digits "
-                  "(E. Alpaydin, C. Kaynak, 1998)",
+        "source": "scikit-learn load_digits: the test part of the UCI data set Optical Recognition of Handwritten "
+                  "Digits (E. Alpaydin, C. Kaynak, 1998)",
         "licence": "CC BY 4.0", "split": "1797 images; held out: index % 5 == 0"}),
     "letters": DataSet(3, glyphs.LEVELS, len(glyphs.LETTERS), letters, glyphs.MANIFEST),
 }

@@ -17,13 +17,13 @@ sheet() {
     "$pixeld" "$command" --models models --model "$name" --seed 1 --out "docs/sheets/$name.png" "$@"
 }
 
+"$pixeld" sample --models models --model digits_multi_scale_low --class $digits --seed 1 --out-dir out/small
 for package in models/digits*; do
-    case $package in
-    *_upscale) ;;
-    *) sheet sample "${package#models/}" --class $digits --count 8 ;;
+    name=${package#models/}
+    case $name in
+    digits_upscale | digits_multi_scale) sheet upscale "$name" --count 7 out/small/*.png ;;
+    *) sheet sample "$name" --class $digits --count 8 ;;
     esac
 done
-"$pixeld" sample --models models --model digits_multi_scale_low --class $digits --seed 1 --out-dir out/small
-sheet upscale digits_upscale --count 7 out/small/*.png
 sheet sample letters --class "$alphabet,$alphabet"
 sheet upscale letters_upscale --count 4 models/letters_upscale/examples/*.png

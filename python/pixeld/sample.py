@@ -1,4 +1,4 @@
-"""Slow and obvious sampling: for each value the whole image goes through the model again, in float64; and a quicker way."""
+"""Slow, obvious sampling in float64: for each value the whole image goes through the model again. And a quick way."""
 
 import copy
 from typing import NamedTuple, Optional
