@@ -1,10 +1,10 @@
 """Draws the images of the packages letters and letters_upscale: the letters A to Z, in colour, from free fonts.
 
-    python python/glyphs.py --side 16 --out out/letters     # held-out images and classes, and low.npy with --low 8
+    python python/glyphs.py --side 16 --out out/letters     # held-out images and classes, for `pixeld score`
 
 Image n is a function of n and its side: whatever varies comes from a generator of its own, seeded by n, in units of the
-side. So it is the same scene at every size, and a part of the images is a set of numbers. Its letter is n % 26, and
-it is held out if n % 15 == 0, which falls on all letters alike, 15 and 26 having no divisor in common. The fonts and the
+side. So it is the same scene at every size, and a part of the images is a set of numbers. Its letter is n % 26, and it
+is held out if n % 15 == 0, which falls on all letters alike, 15 and 26 having no divisor in common. The fonts and the
 laws of position and colour are those of the training part: held out means images never trained on, not new fonts.
 
 The fonts come in packages of requirements.txt, each with its licence, the SIL Open Font License 1.1.
@@ -33,9 +33,9 @@ FONTS = (
     ("font_source_sans_pro", "files/SourceSansPro-Black.ttf"),
 )
 MANIFEST = {
-    "source": "python/glyphs.py, which draws them from the fonts Fredoka One (M. Sagredo), Lato (L. Dziedzic), Manrope (The "
-              "Manrope Project Authors) and Source Sans Pro (Adobe Systems Incorporated)",
-    "licence": "the fonts: SIL Open Font License 1.1; the images drawn from them: CC0 1.0",
+    "source": "python/glyphs.py, which draws them from the fonts Fredoka One (M. B. Brandao), Lato (L. Dziedzic), "
+              "Manrope (The Manrope Project Authors) and Source Sans Pro (Adobe Systems Incorporated)",
+    "licence": "SIL Open Font License 1.1 (the fonts; it puts no condition on images drawn with them)",
     "split": f"{COUNT} images; held out: number % {HELD_OUT} == 0",
 }
 

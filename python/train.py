@@ -6,8 +6,8 @@
 What is held out (``datasets``) is read after training, for the number in the manifest; two packages, digits_pixel_cnn
 and digits_transformer_2d, were trained for longer after a first look at theirs. Sizes and lengths of digits were chosen
 with --validate, which trains without the images of index % 5 == 1 and reports their bits/dim along the way; those of
-the others are first guesses. The same seed, machine and PyTorch give the same weights; for the same bytes of weights.pt, whose
-TorchScript code lists attributes in hash order, set PYTHONHASHSEED=0.
+the others are first guesses, letters by a look at samples. The same seed, machine and PyTorch give the same weights;
+for the same bytes of weights.pt, whose TorchScript code lists attributes in hash order, set PYTHONHASHSEED=0.
 """
 
 import argparse
@@ -28,6 +28,7 @@ import glyphs
 from datasets import DATA_SETS, Images, shrunk
 from pixeld.config import ModelConfig
 from pixeld.export import SAFE_MARGIN, golden_sample, golden_score, write_package
+from pixeld.layers import ClassVectors
 from pixeld.likelihood import log_probs, value_log_probs
 from pixeld.models import FAMILIES
 
@@ -52,6 +53,8 @@ class Recipe:
     shift: float = 0.0  # probability of moving an image by one pixel
     bfloat16: bool = True  # matrix products, faster by a third on CPUs that have them; weights stay float32
     weight_norm: bool = False  # folded before export
+    class_scale: float = 1.0  # of the class vectors that training begins with
+    stop: Optional[int] = None  # steps taken of the schedule that the epochs make, if not all
     report: int = 5  # epochs between lines of progress
     weights: str = "weights.safetensors"
     low_model: Optional[str] = None
@@ -110,8 +113,8 @@ RECIPES = {
         masked(4, 0.3, hidden_width=32, residual=True, skip=True, kernel_size=3), epochs=40, side=4),
     "letters": Recipe(
         "gated_pixel_cnn", "Letters A to Z in colour, 16x16, by class: Gated PixelCNN",
-        masked(8, 0.0, stack_width=48, kernel_size=3) | {"head_widths": [96]}, epochs=4, data="letters", side=16,
-        batch=16, weight_decay=0.01, report=1),
+        masked(8, 0.0, stack_width=48, kernel_size=3) | {"head_widths": [96]}, epochs=8, data="letters", side=16,
+        batch=16, weight_decay=0.01, class_scale=5.0, stop=5800, report=1),
     "letters_upscale": Recipe(
         "gated_pixel_cnn", "Letters in colour, from 8x8 to 32x32: Gated PixelCNN over maps of the small image",
         masked(8, 0.0, stack_width=48, kernel_size=3, low_height=8, low_width=8, condition_maps=24)
@@ -163,6 +166,10 @@ def train(recipe: Recipe, config: ModelConfig, arguments: argparse.Namespace, im
     if recipe.weight_norm:
         for part in convolutions(model):
             parametrizations.weight_norm(part, dim=1 if isinstance(part, nn.ConvTranspose2d) else 0)
+    with torch.no_grad():
+        for part in model.modules():
+            if isinstance(part, ClassVectors):
+                part.weight *= recipe.class_scale
     average = copy.deepcopy(model)
     decay = [p for p in model.parameters() if p.dim() > 1]
     plain = [p for p in model.parameters() if p.dim() == 1]
@@ -174,11 +181,13 @@ def train(recipe: Recipe, config: ModelConfig, arguments: argparse.Namespace, im
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda s: min((s + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * min(s / steps, 1.0))))
     step, started = 0, time.process_time()
-    for epoch in range(arguments.epochs):
+    last = min(recipe.stop or steps, steps)
+    for epoch in range(math.ceil(last / per_epoch)):
         model.train()
         total = 0.0
         order = torch.randperm(len(images.values), generator=generator)[: per_epoch * recipe.batch]
-        for rows in order.split(recipe.batch):
+        batches = order.split(recipe.batch)[: last - step]
+        for rows in batches:
             batch = augment(images.values[rows].long(), recipe.shift, generator)
             given = torch.rand(recipe.batch, generator=generator) >= CLASS_DROPOUT
             classes = torch.where(given, images.classes[rows], -1) if config.classes else None
@@ -195,9 +204,9 @@ def train(recipe: Recipe, config: ModelConfig, arguments: argparse.Namespace, im
             with torch.no_grad():
                 torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - keep)
             total += loss.item()
-        if (epoch + 1) % recipe.report == 0 or epoch + 1 == arguments.epochs:
+        if (epoch + 1) % recipe.report == 0 or step == last:
             seen = f" validation {bits_per_dim(average, judge):.4f}" if judge else ""
-            print(f"epoch {epoch + 1} train {total / per_epoch / math.log(2):.4f}{seen} bits/dim, "
+            print(f"epoch {epoch + 1} train {total / len(batches) / math.log(2):.4f}{seen} bits/dim, "
                   f"{time.process_time() - started:.0f} s", flush=True)
     if recipe.weight_norm:
         for part in convolutions(average):
