@@ -21,7 +21,7 @@ sheet() {
 for package in models/digits*; do
     name=${package#models/}
     case $name in
-    digits_upscale | digits_multi_scale) sheet upscale "$name" --count 7 out/small/*.png ;;
+    digits_upscale) sheet upscale "$name" --count 7 out/small/*.png ;;
     *) sheet sample "$name" --class $digits --count 8 ;;
     esac
 done
