@@ -1,4 +1,4 @@
-//! What this machine has: cores, and the cache that they share.
+//! What this machine has: cores, the cache that they share, and free memory.
 
 use std::fs;
 use std::path::Path;

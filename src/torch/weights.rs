@@ -77,6 +77,9 @@ const MAX_CODE: u64 = 64 << 20;
 /// Checks that an archive unpacks to little more than its own length, and rewinds it: libtorch would inflate whatever it finds.
 fn check_archive(stream: &mut dyn WeightsStream, bytes: u64) -> Result<(), String> {
     let mut archive = ZipArchive::new(&mut *stream).map_err(|error| format!("is no TorchScript archive: {error}"))?;
+    if archive.has_duplicate_names() {
+        return Err("the archive must not have two files of one name".to_owned());
+    }
     let (most, mut unpacked) = (bytes.saturating_add(MAX_CODE), 0u64);
     for index in 0..archive.len() {
         unpacked = unpacked.saturating_add(archive.by_index_raw(index).map_err(|error| error.to_string())?.size());

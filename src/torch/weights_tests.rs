@@ -172,6 +172,19 @@ fn a_stream_that_reads_in_small_pieces_is_read_whole() {
 }
 
 #[test]
+fn an_archive_with_two_files_of_one_name_is_refused() {
+    // Which of them counts is for every reader to choose.
+    let mut archive = good(WeightsFormat::TorchScript);
+    let names = archive.windows(4).enumerate().filter(|(_, bytes)| bytes == b"PK\x01\x02");
+    let names: Vec<_> = names.map(|(entry, _)| entry + 46..entry + 46 + usize::from(archive[entry + 28])).collect();
+    let alike = |one: &std::ops::Range<usize>| names.iter().find(|other| *other != one && other.len() == one.len());
+    let (one, other) = names.iter().find_map(|one| Some((one.clone(), alike(one)?.clone()))).unwrap();
+    archive.copy_within(one, other.start);
+    let refused = load(WeightsFormat::TorchScript, &archive).unwrap_err().to_string();
+    assert_eq!(refused, "weights: the archive must not have two files of one name");
+}
+
+#[test]
 fn an_archive_that_unpacks_to_far_more_than_its_length_is_refused() {
     let mut archive = good(WeightsFormat::TorchScript);
     assert!(load(WeightsFormat::TorchScript, &archive).is_ok());
