@@ -35,6 +35,15 @@ def logits_at(config: ModelConfig, parameters: Tensor, flat: Tensor, place: int)
     return mixture.table(parameters.flatten(0, 2)[pixel], earlier, config.channels, config.levels).numpy()
 
 
+def begin(module: nn.Module, label: int | None) -> tuple[nn.Module, Optional[Tensor], Tensor, list[int]]:
+    """The module in float64, its class argument, an image [1, H, W, C] of zeros, and the place of every rank in it."""
+    config = module.config
+    classes = None if label is None else torch.tensor([label])
+    values = torch.zeros(1, config.height, config.width, config.channels, dtype=torch.int64)
+    places = cells_by_rank(config.height, config.width * config.channels, *config.value_block).tolist()
+    return copy.deepcopy(module).double().eval(), classes, values, places
+
+
 @torch.no_grad()
 def sample(module: nn.Module, seed: int, image: int, label: int | None = None, temperature: float = 1.0,
            top_k: int | None = None, top_p: float | None = None, low: Optional[Tensor] = None, first_rank: int = 0
@@ -44,12 +53,8 @@ def sample(module: nn.Module, seed: int, image: int, label: int | None = None, t
     low: int64 [h, w, C], the low-resolution image of a model that takes one. The noise begins at `first_rank`, which is
     the length of the final image when this one is the lower stage of a pair: so the stages share no uniform number.
     """
-    module = copy.deepcopy(module).double().eval()
-    config = module.config
-    classes = None if label is None else torch.tensor([label])
-    values = torch.zeros(1, config.height, config.width, config.channels, dtype=torch.int64)
-    flat, count = values.view(-1), values.numel()
-    places = cells_by_rank(config.height, config.width * config.channels, *config.value_block).tolist()
+    module, classes, values, places = begin(module, label)
+    config, flat, count = module.config, values.view(-1), values.numel()
     log_likelihood, margin = 0.0, float("inf")
     for place, u in zip(places, uniform(seed, image, range(first_rank, first_rank + count))):
         parameters = module(values, classes, None if low is None else low[None])
@@ -68,12 +73,8 @@ def sample_ahead(module: nn.Module, seed: int, image: int, label: int | None = N
     A draw is the true one if all values before it were; the first that differs from its guess corrects it. So every
     pass settles one value at least, and many where a model is sure of itself.
     """
-    module = copy.deepcopy(module).double().eval()
-    config = module.config
-    classes = None if label is None else torch.tensor([label])
-    values = torch.zeros(1, config.height, config.width, config.channels, dtype=torch.int64)
-    flat, count = values.view(-1), values.numel()
-    places = cells_by_rank(config.height, config.width * config.channels, *config.value_block).tolist()
+    module, classes, values, places = begin(module, label)
+    config, flat, count = module.config, values.view(-1), values.numel()
     noise = uniform(seed, image, range(count))
     settled, log_likelihood, margin = 0, 0.0, float("inf")
     while settled < count:
