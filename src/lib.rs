@@ -10,6 +10,7 @@ pub mod engine;
 pub mod error;
 pub mod head;
 pub mod image;
+pub mod import;
 pub mod job;
 pub mod machine;
 pub mod model;

@@ -18,6 +18,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("decode", &["model", "spec", "error", "machine"]),
     ("torch", &["model", "error"]),
     ("repository", &["model", "spec", "head", "noise", "image", "error"]),
+    ("import", &["repository", "model", "spec", "error"]),
     ("job", &["model", "spec", "head", "image", "error"]),
     ("sched", &["job", "model", "image"]),
     ("engine", &["sched", "job", "model", "spec", "head", "noise", "image", "error", "machine"]),

@@ -63,6 +63,18 @@ impl Failure {
 }
 
 impl Failure {
+    /// Wrong input: every violation on a line of its own below `title`.
+    pub(super) fn listed(title: &str, violations: &Violations) -> Self {
+        let mut text = String::from(title);
+        for violation in violations.iter() {
+            let _ = write!(text, "\n  {}: {}", violation.field, violation.description);
+        }
+        if violations.dropped() > 0 {
+            let _ = write!(text, "\n  and {} more", violations.dropped());
+        }
+        Failure::Usage(text)
+    }
+
     /// The same with `from` called `to` in its message.
     pub(super) fn renaming(mut self, from: &str, to: &str) -> Self {
         if let Failure::Usage(message) | Failure::Unavailable(message) | Failure::Internal(message) = &mut self {
@@ -74,14 +86,7 @@ impl Failure {
 
 impl From<Violations> for Failure {
     fn from(violations: Violations) -> Self {
-        let mut text = String::from("the configuration is wrong:");
-        for violation in violations.iter() {
-            let _ = write!(text, "\n  {}: {}", violation.field, violation.description);
-        }
-        if violations.dropped() > 0 {
-            let _ = write!(text, "\n  and {} more", violations.dropped());
-        }
-        Failure::Usage(text)
+        Failure::listed("the configuration is wrong:", &violations)
     }
 }
 

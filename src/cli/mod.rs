@@ -10,6 +10,7 @@ mod connect;
 mod draw;
 mod failure;
 mod from_images;
+mod import;
 mod input;
 mod models;
 mod npy;
@@ -61,6 +62,8 @@ enum Command {
     Models(models::Models),
     /// Check the configuration and every model package, without serving
     Check(check::Check),
+    /// Make a package of what other code trained
+    Import(import::Import),
     /// Measure a daemon under load, and compare measurements
     Bench(bench::Bench),
 }
@@ -100,6 +103,7 @@ fn execute(command: Command) -> Result<(), Failure> {
             Command::Score(score) => Box::pin(score.run()).await,
             Command::Models(models) => Box::pin(models.run()).await,
             Command::Check(check) => Box::pin(check.run()).await,
+            Command::Import(import) => Box::pin(import.run()).await,
             Command::Bench(bench) => Box::pin(bench.run()).await,
         }
     });

@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 pub use registry::{Build, FAMILIES, Family, Placement};
-pub use weights::{TensorSpec, WeightsFile, WeightsFormat, WeightsStream};
+pub use weights::{MAX_HEADER, TensorSpec, WeightsFile, WeightsFormat, WeightsStream, safetensors_header};
 
 use crate::image::{Canvas, Rank, Shape};
 use crate::spec::{ConditionSpec, ModelSpec};

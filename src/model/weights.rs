@@ -3,6 +3,11 @@
 use std::fmt;
 use std::io::{Read, Seek};
 
+use safetensors::tensor::Metadata;
+
+/// Longest safetensors header read. One tensor takes about a hundred bytes of it.
+pub const MAX_HEADER: u64 = 4 << 20;
+
 /// How tensors are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WeightsFormat {
@@ -40,4 +45,29 @@ pub struct TensorSpec {
     pub name: String,
     /// Its shape.
     pub shape: Vec<u64>,
+}
+
+/// The header of a safetensors stream of `bytes` bytes, which is left at the first byte of data. Nothing that it says is
+/// believed beyond the length of the stream.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn safetensors_header(stream: &mut (impl Read + ?Sized), bytes: u64) -> Result<Metadata, String> {
+    let mut length = [0; 8];
+    stream.read_exact(&mut length).map_err(|error| format!("the header's length cannot be read: {error}"))?;
+    let length = u64::from_le_bytes(length);
+    if length > MAX_HEADER || length > bytes.saturating_sub(8) {
+        return Err(format!("a header of {length} bytes is more than the file or the limit of {MAX_HEADER} allows"));
+    }
+    let mut text = vec![0; length as usize];
+    stream.read_exact(&mut text).map_err(|error| format!("the header cannot be read: {error}"))?;
+    let header: Metadata = serde_json::from_slice(&text).map_err(|error| format!("the header is wrong: {error}"))?;
+    match (header.data_len() as u64).checked_add(8 + length) {
+        Some(total) if total == bytes => Ok(header),
+        _ => Err(format!(
+            "the header describes {} bytes of data, the file has {}",
+            header.data_len(),
+            bytes - 8 - length
+        )),
+    }
 }

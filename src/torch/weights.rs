@@ -8,16 +8,14 @@ use std::collections::BTreeMap;
 use std::io::{self, Read, Seek, SeekFrom};
 
 use safetensors::Dtype;
-use safetensors::tensor::{Metadata, TensorInfo};
+use safetensors::tensor::TensorInfo;
 use tch::{Device, Kind, TchError, Tensor};
 use zip::ZipArchive;
 
 use super::first_line;
 use crate::error::Violations;
-use crate::model::{TensorSpec, WeightsFile, WeightsFormat, WeightsStream};
+use crate::model::{TensorSpec, WeightsFile, WeightsFormat, WeightsStream, safetensors_header};
 
-/// Longest safetensors header read. One tensor takes about a hundred bytes of it.
-const MAX_HEADER: u64 = 4 << 20;
 /// Characters of a file's own names that are repeated in messages.
 const SHOWN: usize = 120;
 
@@ -92,7 +90,7 @@ fn check_archive(stream: &mut dyn WeightsStream, bytes: u64) -> Result<(), Strin
 
 fn load_safetensors(file: WeightsFile<'_>, expected: &[TensorSpec]) -> Result<Weights, Violations> {
     let stream = file.stream;
-    let header = read_header(stream, file.bytes).map_err(|why| Violations::one("weights", why))?;
+    let header = safetensors_header(stream, file.bytes).map_err(|why| Violations::one("weights", why))?;
     let found = header.tensors();
     let shapes = found.iter().map(|(name, info)| (name.as_str(), info.shape.iter().map(|&n| n as i64).collect()));
     compare(expected, shapes)?;
@@ -104,27 +102,6 @@ fn load_safetensors(file: WeightsFile<'_>, expected: &[TensorSpec]) -> Result<We
         }
     }
     weights.finish()
-}
-
-/// The header of a safetensors stream, which is left at the first byte of data.
-fn read_header(stream: &mut dyn WeightsStream, bytes: u64) -> Result<Metadata, String> {
-    let mut length = [0; 8];
-    stream.read_exact(&mut length).map_err(|error| format!("the header's length cannot be read: {error}"))?;
-    let length = u64::from_le_bytes(length);
-    if length > MAX_HEADER || length > bytes.saturating_sub(8) {
-        return Err(format!("a header of {length} bytes is more than the file or the limit of {MAX_HEADER} allows"));
-    }
-    let mut text = vec![0; length as usize];
-    stream.read_exact(&mut text).map_err(|error| format!("the header cannot be read: {error}"))?;
-    let header: Metadata = serde_json::from_slice(&text).map_err(|error| format!("the header is wrong: {error}"))?;
-    match (header.data_len() as u64).checked_add(8 + length) {
-        Some(total) if total == bytes => Ok(header),
-        _ => Err(format!(
-            "the header describes {} bytes of data, the file has {}",
-            header.data_len(),
-            bytes - 8 - length
-        )),
-    }
 }
 
 fn read_tensor(stream: &mut dyn WeightsStream, info: &TensorInfo) -> Result<Tensor, TchError> {

@@ -5,6 +5,7 @@ use std::io::Cursor;
 use safetensors::tensor::TensorView;
 
 use super::*;
+use crate::model::MAX_HEADER;
 
 const FORMATS: [WeightsFormat; 2] = [WeightsFormat::TorchScript, WeightsFormat::Safetensors];
 

@@ -1,0 +1,86 @@
+//! `pixeld import`: what other code trained, made into a package. One file for each kind of checkpoint.
+
+mod pixel_cnn_pp;
+
+use std::path::PathBuf;
+
+use bytesize::ByteSize;
+use clap::{Args, Subcommand};
+
+use super::failure::Failure;
+use super::output;
+use crate::error::Violations;
+use crate::import::package::{self, Draft};
+use crate::import::{self, Reading, Tensors};
+use crate::repository::Limits;
+use crate::torch;
+
+const AFTER_HELP: &str = "\
+Every tensor of the checkpoint must have its place in the model, and the reverse; whatever does not fit is named, and nothing
+is written. No code in a checkpoint is run. docs/IMPORT.md says what each format accepts.";
+
+/// Flags of `pixeld import`.
+#[derive(Args, Debug)]
+#[command(after_help = AFTER_HELP)]
+pub(super) struct Import {
+    #[command(subcommand)]
+    format: Format,
+}
+
+#[derive(Debug, Subcommand)]
+enum Format {
+    /// PixelCNN++, a state dict of pclucas14/pixel-cnn-pp
+    PixelCnnPp(pixel_cnn_pp::Flags),
+}
+
+/// What every import of tensors takes.
+#[derive(Args, Debug)]
+struct Checkpoint {
+    /// What torch.save wrote of a state dict (.pt, .pth), or a .safetensors file
+    source: PathBuf,
+    /// Directory of the new package, named as the model: models/NAME
+    #[arg(long, value_name = "DIRECTORY")]
+    out: PathBuf,
+    /// Name of the state dict in a checkpoint that holds more than one
+    #[arg(long, value_name = "NAME")]
+    key: Option<String>,
+    /// Largest checkpoint that is read, as a file and in memory
+    #[arg(long, value_name = "SIZE", default_value_t = ByteSize::b(Limits::default().weights_bytes))]
+    size_limit: ByteSize,
+}
+
+impl Import {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        // Reading and loading take a while, and nothing else is to be done meanwhile.
+        match self.format {
+            Format::PixelCnnPp(flags) => flags.run(),
+        }
+    }
+}
+
+impl Checkpoint {
+    /// Reads the tensors, has `draft` make a package of them, writes it, and tells what it is.
+    fn import(&self, draft: impl FnOnce(Tensors) -> Result<Draft, Violations>) -> Result<(), Failure> {
+        torch::limit_threads(1);
+        let limits = Limits { weights_bytes: self.size_limit.as_u64() };
+        let reading = Reading { limit: limits.weights_bytes, key: self.key.as_deref() };
+        let tensors = import::read(&self.source, reading).map_err(refused)?;
+        let mut draft = draft(tensors).map_err(refused)?;
+        let unreadable = |error| Failure::Usage(format!("{}: {error}", self.source.display()));
+        let digest = package::sha256(&self.source).map_err(unreadable)?;
+        draft.tables.push(("training", vec![("checkpoint_sha256", digest.into())]));
+        let spec = package::write(&self.out, draft, limits).map_err(refused)?;
+        let shape = spec.shape;
+        let [height, width, channels] = [shape.height(), shape.width(), shape.channels()];
+        output::line(&format!(
+            "{}: {}, {height}x{width}x{channels}, revision {}",
+            self.out.display(),
+            spec.family,
+            spec.revision
+        ))
+    }
+}
+
+fn refused(violations: Violations) -> Failure {
+    Failure::listed("the checkpoint was not imported:", &violations)
+}

@@ -1,0 +1,36 @@
+//! `pixeld import pixel-cnn-pp`.
+
+use clap::Args;
+
+use super::Checkpoint;
+use crate::cli::failure::Failure;
+use crate::import::PixelCnnPp;
+
+const AFTER_HELP: &str = "\
+The number of filters, residual blocks, components and channels (1 or 3) follow from the tensors; the size of the images does
+not: it is 32x32 for CIFAR-10, and 28x28 for MNIST.
+
+Examples:
+  pixeld import pixel-cnn-pp pcnn_lr0.00020_889.pth --out models/cifar
+  pixeld import pixel-cnn-pp mnist.pth --height 28 --width 28 --out models/mnist";
+
+/// Flags of `pixeld import pixel-cnn-pp`.
+#[derive(Args, Debug)]
+#[command(after_help = AFTER_HELP)]
+pub(super) struct Flags {
+    #[command(flatten)]
+    checkpoint: Checkpoint,
+    /// Rows of the images, a multiple of 4
+    #[arg(long, default_value_t = 32)]
+    height: u32,
+    /// Columns of the images, a multiple of 4
+    #[arg(long, default_value_t = 32)]
+    width: u32,
+}
+
+impl Flags {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let format = PixelCnnPp { height: self.height, width: self.width };
+        self.checkpoint.import(|tensors| format.draft(tensors))
+    }
+}

@@ -1,0 +1,138 @@
+//! Writes a package and loads it as a server would, before anybody sees it.
+
+use std::borrow::Cow;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use safetensors::{Dtype, View};
+use sha2::{Digest, Sha256};
+use toml::Value;
+
+use super::{Tensor, Tensors};
+use crate::error::Violations;
+use crate::model::Placement;
+use crate::model::manifest::{FORMAT, check_name};
+use crate::repository::{self, Limits, Source};
+use crate::spec::ModelSpec;
+
+const WEIGHTS: &str = "weights.safetensors";
+
+/// A package to be written.
+#[derive(Debug)]
+pub struct Draft {
+    /// Name of its family.
+    pub family: &'static str,
+    /// One line for people.
+    pub description: String,
+    /// The other tables of its manifest in order, by name: `image`, `head`, `condition`, `architecture`, `training`.
+    pub tables: Vec<(&'static str, Entries)>,
+    /// Its weights.
+    pub tensors: Tensors,
+}
+
+/// The entries of a table, in the order in which people would write them.
+pub type Entries = Vec<(&'static str, Value)>;
+
+/// A number of elements, for a table.
+pub fn number(count: usize) -> Value {
+    Value::Integer(i64::try_from(count).unwrap_or(i64::MAX))
+}
+
+/// Writes `draft` as the package at `directory`, which must not be there yet, and loads it. Whatever fails, nothing is left.
+///
+/// # Errors
+/// A directory that is there, a name that no package may have, a file that cannot be written, and whatever the repository
+/// refuses.
+pub fn write(directory: &Path, draft: Draft, limits: Limits) -> Result<ModelSpec, Violations> {
+    let shown = directory.display().to_string();
+    let refuse = |why: String| Violations::one(&shown, why);
+    let name =
+        directory.file_name().and_then(|name| name.to_str()).ok_or_else(|| refuse("must end in a name".into()))?;
+    check_name(name).map_err(|rule| refuse(format!("its last part {rule}")))?;
+    if fs::symlink_metadata(directory).is_ok() {
+        return Err(refuse("is there already; name a new directory".to_owned()));
+    }
+    let parent = directory.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(parent).map_err(|error| refuse(error.to_string()))?;
+    // A package must be called as its directory, so it is made in a directory of its own.
+    let scratch = Scratch::new(parent.join(format!(".{name}.{}", std::process::id())))
+        .map_err(|error| refuse(error.to_string()))?;
+    let package = scratch.0.join(name);
+    write_files(&package, name, draft).map_err(|error| refuse(error.to_string()))?;
+    let model = repository::load(&Source::Directory(package.clone()), Placement::new(1, 1), limits)?;
+    fs::rename(&package, directory).map_err(|error| refuse(error.to_string()))?;
+    Ok(model.spec().clone())
+}
+
+fn write_files(package: &Path, name: &str, draft: Draft) -> io::Result<()> {
+    fs::create_dir(package)?;
+    let weights = package.join(WEIGHTS);
+    let views = draft.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
+    safetensors::serialize_to_file(views, None, &weights).map_err(io::Error::other)?;
+    let digest = sha256(&weights)?;
+    let (named, described) = (Value::from(name), Value::from(draft.description));
+    let family = draft.family;
+    let mut text = format!("format = {FORMAT}\nname = {named}\nfamily = \"{family}\"\ndescription = {described}\n");
+    let files = vec![("file", WEIGHTS.into()), ("sha256", digest.into())];
+    for (name, entries) in draft.tables.into_iter().chain([("weights", files)]) {
+        text.push_str(&format!("\n[{name}]\n"));
+        for (key, value) in entries {
+            text.push_str(&format!("{key} = {value}\n"));
+        }
+    }
+    let manifest = package.join("model.toml");
+    fs::write(&manifest, text)?;
+    // The weights were written for their owner alone; whoever may read the manifest may read them.
+    fs::set_permissions(&weights, fs::metadata(&manifest)?.permissions())
+}
+
+/// SHA-256 of the file at `path`, in hex digits.
+///
+/// # Errors
+/// It cannot be read.
+pub fn sha256(path: &Path) -> io::Result<String> {
+    let (mut file, mut hash, mut buffer) = (File::open(path)?, Sha256::new(), vec![0; 1 << 18]);
+    loop {
+        match file.read(&mut buffer)? {
+            0 => break,
+            count => hash.update(buffer.get(..count).unwrap_or_default()),
+        }
+    }
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// A directory that goes with this value.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(path: PathBuf) -> io::Result<Self> {
+        fs::create_dir(&path)?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What cannot be removed stays, under a name that no server looks at.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+impl View for &Tensor {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        bytemuck::cast_slice(&self.values).into()
+    }
+
+    fn data_len(&self) -> usize {
+        size_of_val(self.values.as_slice())
+    }
+}
