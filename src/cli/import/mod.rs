@@ -1,5 +1,6 @@
 //! `pixeld import`: what other code trained, made into a package. One file for each kind of checkpoint.
 
+mod image_transformer;
 mod pixel_cnn_pp;
 
 use std::path::PathBuf;
@@ -31,6 +32,8 @@ pub(super) struct Import {
 enum Format {
     /// PixelCNN++, a state dict of pclucas14/pixel-cnn-pp
     PixelCnnPp(pixel_cnn_pp::Flags),
+    /// Image Transformer, a state dict of sahajgarg/image_transformer
+    ImageTransformer(image_transformer::Flags),
 }
 
 /// What every import of tensors takes.
@@ -54,6 +57,7 @@ impl Import {
         // Reading and loading take a while, and nothing else is to be done meanwhile.
         match self.format {
             Format::PixelCnnPp(flags) => flags.run(),
+            Format::ImageTransformer(flags) => flags.run(),
         }
     }
 }
