@@ -205,8 +205,8 @@ impl Wanted {
     }
 
     /// Whether the storage `key` is needed.
-    pub(super) fn storage(&self, key: &str) -> Option<Storage> {
-        self.storages.get(key).map(|(storage, _)| storage.clone())
+    pub(super) fn needs(&self, key: &str) -> bool {
+        self.storages.contains_key(key)
     }
 
     /// Reads what lies in the storage `key` from its bytes.

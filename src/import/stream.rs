@@ -50,12 +50,15 @@ pub(super) fn read(input: impl Read + Seek, bytes: u64, reading: Reading<'_>) ->
                 shown(key)
             )));
         };
-        if wanted.storage(key).is_none() {
+        if !wanted.needs(key) {
             input.seek_relative(length.cast_signed()).map_err(cut)?;
             continue;
         }
         let mut content = Vec::new();
         input.by_ref().take(length).read_to_end(&mut content).map_err(cut)?;
+        if (content.len() as u64) < length {
+            return Err(refused(format!("storage {:?} is cut short", shown(key))));
+        }
         wanted.fill(key, &content)?;
     }
     wanted.finish()

@@ -4,6 +4,7 @@
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
 mod checkpoint;
+mod command;
 mod law;
 mod reader;
 mod state_dicts;

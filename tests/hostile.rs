@@ -1,0 +1,180 @@
+//! Damaged and malicious checkpoints: whatever is in them, reading ends, without a panic and within the memory it may take.
+
+// Helpers of tests may panic as tests do.
+#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
+
+use std::fs;
+use std::io::Cursor;
+use std::path::Path;
+use std::sync::LazyLock;
+
+use peak_alloc::PeakAlloc;
+use pixeld::import::{self, ImageTransformer, PixelCnnPp, Reading, Tensors};
+use proptest::prelude::*;
+use proptest::sample::Index;
+
+// The only test of this program is the one below, so that nobody else's memory is counted.
+#[global_allocator]
+static ALLOCATOR: PeakAlloc = PeakAlloc;
+
+const LIMIT: u64 = 1 << 18;
+
+/// One checkpoint of each form, as their makers wrote it.
+static WHOLE: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let files = [
+        "import/image_transformer/dmol_local.pth",
+        "import/image_transformer/dmol_one_block.pth",
+        "import/pixel_cnn_pp/rgb_stream.pth",
+        "image_transformer/post_sinusoidal_binary/weights.safetensors",
+    ];
+    files.iter().map(|file| fs::read(folder.join(file)).unwrap()).collect()
+});
+
+/// One change of a file.
+#[derive(Clone, Debug)]
+enum Change {
+    Set(Index, u8),
+    Number(Index, u64, usize),
+    Cut(Index),
+    Remove(Index, usize),
+    Copy(Index, Index, usize),
+}
+
+impl Change {
+    fn apply(&self, bytes: &mut Vec<u8>) {
+        if bytes.is_empty() {
+            return;
+        }
+        let length = bytes.len();
+        match *self {
+            Self::Set(at, byte) => bytes[at.index(length)] = byte,
+            Self::Number(at, number, width) => {
+                let at = at.index(length);
+                let width = width.min(length - at);
+                bytes[at..at + width].copy_from_slice(&number.to_le_bytes()[..width]);
+            }
+            Self::Cut(at) => bytes.truncate(at.index(length)),
+            Self::Remove(at, count) => {
+                let at = at.index(length);
+                bytes.drain(at..(at + count).min(length));
+            }
+            Self::Copy(from, to, count) => {
+                let from = from.index(length);
+                let piece = bytes[from..(from + count).min(length)].to_vec();
+                let to = to.index(length);
+                bytes.splice(to..to, piece);
+            }
+        }
+    }
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    let numbers = prop_oneof![any::<u64>(), (0u32..64).prop_map(|bit| 1 << bit), Just(u64::MAX), Just(0)];
+    prop_oneof![
+        (any::<Index>(), any::<u8>()).prop_map(|(at, byte)| Change::Set(at, byte)),
+        (any::<Index>(), numbers, prop_oneof![Just(1usize), Just(2), Just(4), Just(8)])
+            .prop_map(|(at, number, width)| Change::Number(at, number, width)),
+        any::<Index>().prop_map(Change::Cut),
+        (any::<Index>(), 1usize..40).prop_map(|(at, count)| Change::Remove(at, count)),
+        (any::<Index>(), any::<Index>(), 1usize..200).prop_map(|(from, to, count)| Change::Copy(from, to, count)),
+    ]
+}
+
+/// A checkpoint of a form, damaged in a few places: of its first 4 KiB, of its last, or of all.
+fn damaged() -> impl Strategy<Value = Vec<u8>> {
+    (0..WHOLE.len(), 0usize..3, prop::collection::vec(change(), 1..6)).prop_map(|(file, part, changes)| {
+        let mut bytes = WHOLE[file].clone();
+        let near = 4096.min(bytes.len());
+        let region = [0..near, bytes.len() - near..bytes.len(), 0..bytes.len()][part].clone();
+        let mut piece = bytes[region.clone()].to_vec();
+        changes.iter().for_each(|change| change.apply(&mut piece));
+        bytes.splice(region, piece);
+        bytes
+    })
+}
+
+/// A stream whose object is a program of opcodes that fit each other now and then.
+fn program() -> impl Strategy<Value = Vec<u8>> {
+    const PIECES: [&[u8]; 36] = [
+        b"}",
+        b"]",
+        b")",
+        b"(",
+        b"t",
+        b"u",
+        b"s",
+        b"e",
+        b"a",
+        b"b",
+        b"R",
+        b"Q",
+        b"\x85",
+        b"\x86",
+        b"\x87",
+        b"N",
+        b"\x88",
+        b"q\x00",
+        b"h\x00",
+        b"q\x01",
+        b"h\x01",
+        b"\x94",
+        b"K\x00",
+        b"K\x02",
+        b"J\xff\xff\xff\xff",
+        b"J\xff\xff\xff\x7f",
+        b"\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f",
+        b"X\x01\x00\x00\x00w",
+        b"U\x07storage",
+        b"ccollections\nOrderedDict\n",
+        b"ctorch._utils\n_rebuild_tensor_v2\n",
+        b"ctorch\nFloatStorage\n",
+        b"ctorch\nSize\n",
+        // Shapes that one element fills, and the end of the tensor.
+        b"J\x00\x00\x01\x00K\x02\x86K\x00K\x00\x86tR",
+        b"J\xff\xff\xff\x7fJ\xff\xff\xff\x7f\x86K\x00K\x00\x86tR",
+        // A storage of two elements, and a tensor over it whose sizes are yet to come.
+        b"ctorch._utils\n_rebuild_tensor_v2\n((U\x07storagectorch\nFloatStorage\nX\x01\x00\x00\x000NK\x02tQK\x00",
+    ];
+    let pieces = prop::collection::vec(prop::sample::select(&PIECES[..]), 0..60);
+    (pieces, prop::collection::vec(any::<u8>(), 0..40)).prop_map(|(pieces, storages)| {
+        let machine: &[u8] = b"\x80\x02}X\x0d\x00\x00\x00little_endian\x88s.";
+        let magic: &[u8] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.\x80\x02M\xe9\x03.";
+        let keys: &[u8] = b"\x80\x02]X\x01\x00\x00\x000a.";
+        let held = 2i64.to_le_bytes();
+        [magic, machine, b"\x80\x02}(X\x01\x00\x00\x00w", &pieces.concat(), b"u.", keys, &held, &storages].concat()
+    })
+}
+
+/// What each importer makes of `tensors`; nothing counts but that it comes back.
+fn import_all(tensors: &Tensors) {
+    for size in [0, 8, u32::MAX] {
+        let _ = PixelCnnPp { height: size, width: size }.draft(tensors.clone());
+        for block_length in [None, Some(size)] {
+            let format = ImageTransformer { image_size: size, num_heads: size, block_length };
+            let _ = format.draft(tensors.clone());
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_checkpoint_takes_more_than_it_may(bytes in prop_oneof![3 => damaged(), 1 => program()]) {
+        let before = ALLOCATOR.current_usage();
+        ALLOCATOR.reset_peak_usage();
+        let reading = Reading { limit: LIMIT, key: None };
+        let read = import::read_from(Cursor::new(&bytes), bytes.len() as u64, reading);
+        // All tensors, one storage, and that while it grows; objects of a pickle are larger than the bytes they come from.
+        let allowed = 4 * LIMIT as usize + 64 * bytes.len() + (1 << 16);
+        let taken = ALLOCATOR.peak_usage().saturating_sub(before);
+        prop_assert!(taken <= allowed, "{taken} bytes for a file of {}", bytes.len());
+        if let Ok(tensors) = read {
+            let held: usize = tensors.values().map(|tensor| 4 * tensor.values.len()).sum();
+            prop_assert!(held as u64 <= LIMIT);
+            for tensor in tensors.values() {
+                prop_assert_eq!(tensor.values.len(), tensor.shape.iter().product::<usize>());
+            }
+            import_all(&tensors);
+        }
+    }
+}
