@@ -1,7 +1,7 @@
 //! Damaged and malicious checkpoints: whatever is in them, reading ends, without a panic and within the memory it may take.
 
 // Helpers of tests may panic as tests do.
-#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
+#![allow(clippy::indexing_slicing, clippy::unwrap_used)]
 
 use std::fs;
 use std::io::Cursor;

@@ -122,11 +122,13 @@ impl Object {
 
     /// Every storage that the pickle names.
     pub(super) fn storages(&self) -> HashMap<&str, &Storage> {
-        let storage = |node| match node {
-            &Node::Storage(ref storage) => Some((storage.key.as_str(), storage)),
-            _ => None,
-        };
-        self.nodes.iter().filter_map(storage).collect()
+        let mut storages = HashMap::new();
+        for node in &self.nodes {
+            if let Node::Storage(storage) = node {
+                storages.insert(storage.key.as_str(), storage);
+            }
+        }
+        storages
     }
 }
 

@@ -27,7 +27,8 @@ fn expect(tensor: &Tensor, shape: &[usize], values: &[f32]) {
 
 #[test]
 fn views_are_read_where_their_strides_lead() {
-    let views: [(i32, &[i32], &[i32], &[f32]); 7] = [
+    type View<'a> = (i32, &'a [i32], &'a [i32], &'a [f32]);
+    let views: [View<'_>; 7] = [
         (0, &[2, 3], &[3, 1], &SIX),
         (0, &[3, 2], &[1, 3], &[0.0, 3.0, 1.0, 4.0, 2.0, 5.0]),
         (1, &[2, 2], &[3, 1], &[1.0, 2.0, 4.0, 5.0]),

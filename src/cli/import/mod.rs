@@ -53,8 +53,7 @@ struct Checkpoint {
 }
 
 impl Import {
-    pub(super) async fn run(self) -> Result<(), Failure> {
-        // Reading and loading take a while, and nothing else is to be done meanwhile.
+    pub(super) fn run(self) -> Result<(), Failure> {
         match self.format {
             Format::PixelCnnPp(flags) => flags.run(),
             Format::ImageTransformer(flags) => flags.run(),
