@@ -90,6 +90,8 @@ pub struct Execution {
     pub precision: Precision,
     /// Whether taking a known prefix in leaves the bits that sampling it would.
     pub absorbs_exactly: bool,
+    /// Whether every step is a full pass over what is known of the image.
+    pub recomputes: bool,
     /// What a step costs at least; zero where nobody has counted.
     pub cost: StepCost,
     /// Bytes of all matrices that steps use, shared by the shards of a model.

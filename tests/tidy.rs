@@ -29,7 +29,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
 
 /// Libraries that belong to one room.
 const KEPT_IN: &[(&str, &[&str])] = &[
-    ("tch::", &["src/torch/", "src/decode/", "src/model/families/"]),
+    ("tch::", &["src/torch/", "src/decode/", "src/model/families/", "tests/conformance/traced.rs"]),
     ("tonic::", &["src/rpc/", "src/cli/", "build.rs", "tests/it/"]),
     ("prost::", &["src/rpc/", "src/cli/", "build.rs", "tests/it/"]),
 ];

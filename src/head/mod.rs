@@ -19,6 +19,9 @@ use crate::image::{Canvas, Rank, Shape};
 pub enum Head {
     /// One logit for each level of one value; softmax (Image Transformer 3.1, PixelRNN 2.2).
     Categorical,
+    /// One logit for each level of each channel of a pixel, channel after channel: the channels have a softmax each, and are
+    /// independent given the pixels before. Not the law of any of the papers, but of most public categorical models.
+    FactorisedCategorical,
     /// Components of one mixture of discretised logistics over all channels of a pixel (PixelCNN++ 2.1 and 2.2), which it
     /// gives one channel at a time. A row holds the K logits, then for each channel K means, for each channel K
     /// log-scales, and for each channel and each before it K coefficients.
@@ -48,6 +51,7 @@ impl Head {
     pub fn width(self, shape: Shape) -> usize {
         match self {
             Head::Categorical => shape.levels() as usize,
+            Head::FactorisedCategorical => shape.channels() as usize * shape.levels() as usize,
             Head::LogisticMixture { components } => mixture::width(components, shape.channels()),
         }
     }
@@ -57,7 +61,7 @@ impl Head {
     pub fn values_per_step(self, shape: Shape) -> u32 {
         match self {
             Head::Categorical => 1,
-            Head::LogisticMixture { .. } => shape.channels(),
+            Head::FactorisedCategorical | Head::LogisticMixture { .. } => shape.channels(),
         }
     }
 
@@ -69,6 +73,9 @@ impl Head {
     pub fn draw(self, row: &[f32], canvas: &Canvas, tuning: &Tuning, u: f64) -> Result<Draw, NotFinite> {
         match self {
             Head::Categorical => categorical::draw(row, tuning, u),
+            Head::FactorisedCategorical => {
+                categorical::draw(self.logits_of(row, canvas.shape(), canvas.known())?, tuning, u)
+            }
             Head::LogisticMixture { components } => {
                 let (shape, earlier) = (canvas.shape(), self.earlier(canvas, canvas.known()));
                 mixture::draw(row, components, shape, earlier, tuning, u)
@@ -86,10 +93,20 @@ impl Head {
         let value = *canvas.values().get(rank as usize).ok_or(NotFinite)?;
         match self {
             Head::Categorical => categorical::log_prob(row, value),
+            Head::FactorisedCategorical => {
+                categorical::log_prob(self.logits_of(row, canvas.shape(), rank)?, value)
+            }
             Head::LogisticMixture { components } => {
                 mixture::log_prob(row, components, canvas.shape(), self.earlier(canvas, rank), value)
             }
         }
+    }
+
+    /// The part of a factorised row that is about the channel of `rank`.
+    fn logits_of(self, row: &[f32], shape: Shape, rank: Rank) -> Result<&[f32], NotFinite> {
+        let levels = shape.levels() as usize;
+        let first = (rank % shape.channels()) as usize * levels;
+        row.get(first..first + levels).filter(|_| row.len() == self.width(shape)).ok_or(NotFinite)
     }
 
     /// The values that the row of `rank` decides before that one.

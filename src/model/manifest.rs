@@ -283,8 +283,18 @@ fn image(fields: &mut Fields<'_>) -> Option<(Shape, Order, u32)> {
 }
 
 fn head(fields: &mut Fields<'_>, shape: Option<Shape>) -> Option<(Head, Layout)> {
-    if !fields.word("kind", &[("categorical", false), ("logistic_mixture", true)])? {
-        return Some((Head::Categorical, Layout::default()));
+    let mixture = Head::LogisticMixture { components: 1 };
+    let kinds = [
+        ("categorical", Head::Categorical),
+        ("factorised_categorical", Head::FactorisedCategorical),
+        ("logistic_mixture", mixture),
+    ];
+    let kind = fields.word("kind", &kinds)?;
+    if kind != mixture {
+        if let Some(width) = shape.map(|shape| kind.width(shape)).filter(|&width| width > MAX_PARAMETERS) {
+            fields.refuse("kind", format!("may take {MAX_PARAMETERS} parameters a pixel; these are {width}"));
+        }
+        return Some((kind, Layout::default()));
     }
     let components = fields.number("components", 1..=MAX_COMPONENTS);
     let layouts = [("saha", Layout::Saha), ("oai", Layout::Oai), ("t2t", Layout::T2t)];

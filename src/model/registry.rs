@@ -1,7 +1,7 @@
 //! The families there are. Adding one is one file in `families/` and one line here.
 
 use super::PixelModel;
-use super::families::{gated_pixel_cnn, image_transformer, pixel_cnn_pp, pixel_rnn, toy};
+use super::families::{gated_pixel_cnn, image_transformer, pixel_cnn_pp, pixel_rnn, torchscript, toy};
 use super::manifest::Manifest;
 use super::weights::{TensorSpec, WeightsFile};
 use crate::error::Violations;
@@ -38,10 +38,10 @@ pub struct Family {
     pub name: &'static str,
     /// One line for people.
     pub summary: &'static str,
-    /// The tensors that the weights file of such a package holds, none for a family without weights. The errors are
-    /// those of the manifest's `architecture` table.
+    /// The tensors that the weights file of such a package holds; none for a family without weights, or whose weights file
+    /// says itself what it holds. The errors are those of the manifest's `architecture` table.
     pub tensors: fn(&Manifest) -> Result<Vec<TensorSpec>, Violations>,
-    /// Builds a model from its manifest and weights file, which is there exactly if `tensors` names any.
+    /// Builds a model from its manifest and weights file, which is there if `tensors` names any.
     pub build: Build,
 }
 
@@ -53,5 +53,6 @@ pub const FAMILIES: &[Family] = &[
     pixel_rnn::PIXEL_CNN,
     gated_pixel_cnn::FAMILY,
     pixel_cnn_pp::FAMILY,
+    torchscript::FAMILY,
     toy::FAMILY,
 ];

@@ -9,7 +9,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 
 use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
-use tch::{Device, Kind, TchError, Tensor};
+use tch::{CModule, Device, Kind, TchError, Tensor};
 use zip::ZipArchive;
 
 use super::first_line;
@@ -52,6 +52,23 @@ impl Weights {
     pub fn get(&self, name: &str) -> Result<&Tensor, TchError> {
         self.0.get(name).ok_or_else(|| TchError::TensorNameNotFound(name.to_owned(), "weights".to_owned()))
     }
+}
+
+/// Loads the module that a TorchScript archive holds, in evaluation mode, on the CPU.
+///
+/// # Errors
+/// Under `weights`, what is wrong with the file.
+pub fn module(file: WeightsFile<'_>) -> Result<CModule, Violations> {
+    if file.format != WeightsFormat::TorchScript {
+        return Err(Violations::one("weights.file", "must be a TorchScript archive, ending in .pt"));
+    }
+    let failed = |error: TchError| Violations::one("weights", first_line(&error));
+    check_archive(file.stream, file.bytes).map_err(|why| Violations::one("weights", why))?;
+    // The executor that profiles first changes what it computes after some runs, and with it the last bits.
+    tch::jit::f_set_profiling_mode(false).map_err(failed)?;
+    let mut module = CModule::load_data_on_device(&mut FullReads(file.stream), Device::Cpu).map_err(failed)?;
+    module.f_set_eval().map_err(failed)?;
+    Ok(module)
 }
 
 fn load_torch_script(file: WeightsFile<'_>, expected: &[TensorSpec]) -> Result<Weights, Violations> {

@@ -1,6 +1,7 @@
 //! Small packages of every family, with random or zero weights, made in memory.
 
 use std::fmt::Write;
+use std::path::Path;
 
 use bytes::Bytes;
 use pixeld::model::manifest::Manifest;
@@ -12,6 +13,8 @@ use pixeld::torch;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use sha2::{Digest, Sha256};
+
+use super::traced::{self, Form};
 
 /// Height, width, channels, levels.
 pub(crate) type Size = [u32; 4];
@@ -65,6 +68,17 @@ pub(crate) fn variants(size: Size, init: Init) -> Vec<Package> {
     FAMILIES.iter().flat_map(variants).collect()
 }
 
+/// Modules of other forms, with what a traced one cannot have: a state to go on from.
+pub(crate) fn modules() -> Vec<Package> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/torchscript");
+    let found = repository::scan(&root).expect("the goldens can be listed").into_iter();
+    let package = |(label, source)| {
+        let (backend, precision) = Default::default();
+        Package { label, family: "torchscript", backend, precision, source }
+    };
+    found.map(package).collect()
+}
+
 /// The least size from `size` on that a family takes.
 fn fitting(family: &str, [height, width, channels, levels]: Size) -> Size {
     // Its coarsest maps have one node for four rows and columns.
@@ -81,6 +95,8 @@ pub(crate) struct Variant {
     pub(crate) architecture: String,
     /// How far apart random weights lie.
     pub(crate) spread: f32,
+    /// For modules of somebody else's.
+    pub(crate) form: Option<Form>,
 }
 
 const MIXTURE: &str = "kind = \"logistic_mixture\"\ncomponents = 3\nlayout = \"saha\"";
@@ -89,7 +105,7 @@ impl Variant {
     /// Raster order, a categorical head, two classes.
     pub(crate) fn plain(architecture: String) -> Self {
         let [order, head] = ["order = \"raster\"", "kind = \"categorical\""].map(str::to_owned);
-        Self { order, head, condition: "classes = 2".to_owned(), architecture, spread: 1.6 }
+        Self { order, head, condition: "classes = 2".to_owned(), architecture, spread: 1.6, form: None }
     }
 
     fn in_blocks([height, width]: [u32; 2], unit: &str, memory: [u32; 2], shift: &str, architecture: &str) -> Self {
@@ -126,7 +142,7 @@ impl Variant {
 /// One variant of one family.
 pub(crate) fn package(family: &'static Family, size: Size, variant: &Variant, init: Init) -> Package {
     let [height, width, channels, levels] = size;
-    let Variant { order, head, condition, architecture, spread } = variant;
+    let Variant { order, head, condition, architecture, spread, form } = variant;
     let mut text = format!(
         "format = 1\nname = \"tiny\"\nfamily = \"{}\"\n[image]\nheight = {height}\nwidth = {width}\nchannels = {channels}\n\
          levels = {levels}\n{order}\n[head]\n{head}\n[condition]\n{condition}\n[architecture]\n{architecture}\n",
@@ -134,12 +150,14 @@ pub(crate) fn package(family: &'static Family, size: Size, variant: &Variant, in
     );
     let manifest = Manifest::parse(text.as_bytes()).expect("the test writes good manifests");
     let tensors = (family.tensors)(&manifest).expect("the test writes good manifests");
-    let mut weights = Vec::new();
-    if !tensors.is_empty() {
-        weights = weights_file(&tensors, init, *spread);
+    let (weights, ending) = match form {
+        Some(form) => (traced::archive(*form, size, manifest.head.width(manifest.shape) as i64, init), "pt"),
+        None if tensors.is_empty() => (Vec::new(), ""),
+        None => (weights_file(&tensors, init, *spread), "safetensors"),
+    };
+    if !weights.is_empty() {
         let sha256: String = Sha256::digest(&weights).iter().map(|byte| format!("{byte:02x}")).collect();
-        write!(text, "[weights]\nfile = \"weights.safetensors\"\nsha256 = \"{sha256}\"\n")
-            .expect("a string takes text");
+        write!(text, "[weights]\nfile = \"weights.{ending}\"\nsha256 = \"{sha256}\"\n").expect("a string takes text");
     }
     let source = Source::Embedded { manifest: Bytes::from(text), weights: Bytes::from(weights) };
     let label = format!("{} {size:?} {order} {head} {condition} {architecture}", family.name).replace('\n', ", ");
@@ -171,6 +189,7 @@ fn of_family(family: &str, size: Size, init: Init) -> Vec<Variant> {
             vec![Variant::plain(gated(3, 5, "contiguous")).maps(size), Variant::plain(gated(1, 3, "mod"))]
         }
         "pixel_cnn_pp" => vec![pixel_cnn_pp(1), pixel_cnn_pp(2)],
+        "torchscript" => vec![torchscript(Form::Sequence), torchscript(Form::Planes), torchscript(Form::Mixtures)],
         other => panic!("family {other:?} has no small package here: add one"),
     }
 }
@@ -238,6 +257,27 @@ pub(crate) fn gated(layers: u32, kernel_size: u32, group_scheme: &str) -> String
 pub(crate) fn pixel_cnn_pp(blocks: u32) -> Variant {
     let plain = Variant::plain(format!("stream_width = 3\nblocks = {blocks}"));
     Variant { head: MIXTURE.to_owned(), spread: 0.5, ..plain }
+}
+
+fn torchscript(form: Form) -> Variant {
+    let (head, architecture) = match form {
+        Form::Sequence => (
+            "kind = \"categorical\"",
+            "input = \"b (h w c)\"\ninput_type = \"float32\"\ninput_scale = \"unit\"\noutput = \"b (h w c) v\"\n\
+             arguments = [\"image\", \"class\"]\nnull_class = 2",
+        ),
+        Form::Planes => (
+            "kind = \"factorised_categorical\"",
+            "input = \"b c h w\"\ninput_type = \"float32\"\ninput_scale = \"signed\"\noutput = \"b (c v) h w\"\n\
+             arguments = [\"image\", \"class\"]\nnull_class = 2",
+        ),
+        Form::Mixtures => (
+            MIXTURE,
+            "input = \"b h w c\"\ninput_type = \"int64\"\ninput_scale = \"levels\"\noutput = \"b h w v\"\n\
+             arguments = [\"image\", \"class_one_hot\"]",
+        ),
+    };
+    Variant { head: head.to_owned(), form: Some(form), ..Variant::plain(architecture.to_owned()) }
 }
 
 fn weights_file(tensors: &[TensorSpec], init: Init, spread: f32) -> Vec<u8> {

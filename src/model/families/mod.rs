@@ -5,4 +5,5 @@ pub mod image_transformer;
 pub mod pixel_cnn_pp;
 pub mod pixel_rnn;
 mod raster;
+pub mod torchscript;
 pub mod toy;

@@ -19,7 +19,10 @@ pub const FAMILY: Family = Family {
     name: "toy",
     summary: "closed-form likelihood; for tests and trials",
     tensors: |manifest| sharpness(manifest).map(|_| Vec::new()),
-    build: |manifest, _, placement| Ok(Box::new(Toy::new(manifest, placement)?)),
+    build: |manifest, file, placement| match file {
+        None => Ok(Box::new(Toy::new(manifest, placement)?)),
+        Some(_) => Err(Violations::one("weights", "must be absent: family \"toy\" has none")),
+    },
 };
 
 const DEFAULT_SHARPNESS: f64 = 0.5;

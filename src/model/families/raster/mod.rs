@@ -159,6 +159,7 @@ impl Raster {
         let scoring = Box::new(Torch::parallel(network, score_images)?);
         spec.bytes_per_slot = network.state_bytes();
         spec.execution = Execution {
+            recomputes: false,
             backend: placement.backend,
             precision: placement.precision,
             absorbs_exactly: decoder.rows_are_invariant(),

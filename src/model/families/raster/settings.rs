@@ -30,6 +30,7 @@ pub(in crate::model::families) fn read<T>(
     fields.finish();
     let given = match manifest.head {
         Head::Categorical => "categorical",
+        Head::FactorisedCategorical => "factorised_categorical",
         Head::LogisticMixture { .. } => "logistic_mixture",
     };
     if given != law {

@@ -1,0 +1,342 @@
+"""Writes tests/golden/torchscript: modules as their authors would script or trace them, with exact answers.
+
+    python python/make_torchscript.py             # writes tests/golden/torchscript and tests/golden/torchscript_refused
+
+Each differs from the others in how images go in and parameters come out. What they give is brought into the form of the
+reference modules here, by hand, so that the reading of a manifest is tested against something else. Answers are
+computed in float64. Set PYTHONHASHSEED=0 for the same bytes, since TorchScript lists attributes in hash order.
+"""
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Callable, List, Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pixeld import mixture
+from pixeld.config import ModelConfig
+from pixeld.export import safe_sample
+from pixeld.likelihood import log_probs
+
+REQUESTS: list[dict[str, Any]] = [{}, {"temperature": 0.7}, {"top_k": 3}, {"top_p": 0.8}]
+
+
+class Recurrent(nn.Module):
+    """A GRU over the values, one after another; scripted, with a state to go on from."""
+
+    def __init__(self, levels: int, classes: int, width: int) -> None:
+        super().__init__()
+        self.levels, self.width = levels, width
+        self.cell = nn.GRUCell(levels + 1, width)
+        self.begin = nn.Embedding(classes + 1, width)
+        self.head = nn.Linear(width, levels)
+
+    def advance(self, state: Tensor, token: Tensor) -> Tensor:
+        """state [B, width], token int64 [B] (`levels` before the first value) -> state [B, width]."""
+        return self.cell(functional.one_hot(token, self.levels + 1).to(state.dtype), state)
+
+    def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
+        """tokens int64 [N, B], labels int64 [B] -> logits [N, B, levels]."""
+        state = self.begin(labels)
+        token = torch.full_like(labels, self.levels)
+        rows: List[Tensor] = []
+        for place in range(tokens.shape[0]):
+            state = self.advance(state, token)
+            rows.append(self.head(state))
+            token = tokens[place]
+        return torch.stack(rows)
+
+    @torch.jit.export
+    def init_state(self, batch: int, labels: Tensor) -> List[Tensor]:
+        """The state before the first value."""
+        return [self.begin(labels).expand(batch, self.width)]
+
+    @torch.jit.export
+    def step(self, state: List[Tensor], previous: Tensor, step: Tensor) -> Tuple[Tensor, List[Tensor]]:
+        """previous int64 [B, 1], step int64 [B] -> logits [B, levels], state."""
+        token = torch.where(step == 0, torch.full_like(step, self.levels), previous[:, 0])
+        after = self.advance(state[0], token)
+        return self.head(after), [after]
+
+
+class MaskedConvolutions(nn.Module):
+    """Convolutions of which each sees the pixels before its own, over planes; traced, it is bound to its batch size."""
+
+    def __init__(self, channels: int, width: int, parameters: int, leak: bool = False) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        self.head = nn.Conv2d(width, parameters, 1)
+        mask = torch.zeros(2, 1, 1, 3, 3)
+        mask[:, :, :, 0] = 1
+        mask[:, :, :, 1, 0] = 1
+        mask[1, :, :, 1, 1] = 1
+        self.register_buffer("masks", torch.ones_like(mask) if leak else mask)
+
+    def forward(self, image: Tensor) -> Tuple[Tensor, Tensor]:
+        """image [B, C, H, W] in -1..1 -> its mean, and parameters [B, P, H, W]."""
+        batch, _, height, width = image.shape
+        # Like many public modules this writes the masked weights back, again and again.
+        self.first.weight.data *= self.masks[0]
+        self.second.weight.data *= self.masks[1]
+        hidden = functional.elu(self.first(image))
+        hidden = hidden + functional.elu(self.second(hidden))
+        return image.mean(), self.head(hidden).view(batch, -1, height, width)
+
+
+class Attention(nn.Module):
+    """A transformer of one layer over tokens, of which the first says that an image begins; traced."""
+
+    def __init__(self, levels: int, length: int, width: int) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(levels + 1, width)
+        self.places = nn.Parameter(torch.empty(length, width))
+        self.attend = nn.Linear(width, 3 * width)
+        self.head = nn.Linear(width, levels)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens int64 [B, n], n up to the length -> logits [B, n, levels]."""
+        hidden = self.tokens(tokens) + self.places[:tokens.shape[1]]
+        query, key, value = self.attend(hidden).chunk(3, dim=-1)
+        scores = query @ key.transpose(1, 2) * query.shape[-1] ** -0.5
+        later = torch.ones_like(scores[0]).triu(1) > 0
+        return self.head(hidden + scores.masked_fill(later, -torch.inf).softmax(-1) @ value)
+
+
+class Upscaling(nn.Module):
+    """All channels of a pixel at once, from the row above, a low-resolution image and a class; scripted."""
+
+    def __init__(self, channels: int, levels: int, classes: int, width: int) -> None:
+        super().__init__()
+        self.above = nn.Conv2d(channels, width, (1, 3), padding=(0, 1))
+        self.low = nn.Conv2d(channels, width, 1)
+        self.label = nn.Linear(classes, width)
+        self.head = nn.Conv2d(width, channels * levels, 1)
+
+    def forward(self, low: Tensor, image: Tensor, labels: Tensor) -> Tensor:
+        """low [B, h, w, C], image [B, H, W, C], in 0..1 less 0.5, labels [B, classes] -> [B, V * C, H, W]."""
+        planes = image.permute(0, 3, 1, 2)
+        above = functional.pad(planes, [0, 0, 1, 0])[:, :, :planes.shape[2]]
+        maps = functional.interpolate(low.permute(0, 3, 1, 2), [planes.shape[2], planes.shape[3]], mode="nearest")
+        return self.head(torch.tanh(self.above(above) + self.low(maps) + self.label(labels)[:, :, None, None]))
+
+
+class Read(nn.Module):
+    """A module in the form of the reference modules: (values, classes, low) -> parameters [B, H, W, C, V] or [B, H, W, P]."""
+
+    def __init__(self, module: nn.Module, config: ModelConfig,
+                 call: Callable[[nn.Module, Tensor, Optional[Tensor], Optional[Tensor]], Tensor]) -> None:
+        super().__init__()
+        self.module, self.config, self.call = module, config, call
+
+    def forward(self, values: Tensor, classes: Optional[Tensor] = None, low: Optional[Tensor] = None) -> Tensor:
+        """See the class."""
+        return self.call(self.module, values, classes, low)
+
+
+def like(module: nn.Module, numbers: Tensor) -> Tensor:
+    """`numbers` in the type of the module's parameters."""
+    return numbers.to(next(module.parameters()).dtype)
+
+
+def read_recurrent(module: nn.Module, values: Tensor, classes: Optional[Tensor], low: Optional[Tensor]) -> Tensor:
+    labels = torch.full((len(values),), 3) if classes is None else classes.where(classes >= 0, 3)
+    return module(values.flatten(1).T, labels).transpose(0, 1).unflatten(1, values.shape[1:])
+
+
+def read_mixtures(module: nn.Module, values: Tensor, classes: Optional[Tensor], low: Optional[Tensor]) -> Tensor:
+    planes = like(module, values).permute(0, 3, 1, 2) / 8 * 2 - 1
+    parameters = module(planes)[1].permute(0, 2, 3, 1)
+    return parameters[..., mixture.places("oai", 3, 2)]
+
+
+def read_attention(module: nn.Module, values: Tensor, classes: Optional[Tensor], low: Optional[Tensor]) -> Tensor:
+    tokens = functional.pad(values.flatten(1), [1, 0], value=17)[:, :-1]
+    return module(tokens).unflatten(1, values.shape[1:])
+
+
+def read_upscaling(module: nn.Module, values: Tensor, classes: Optional[Tensor], low: Optional[Tensor]) -> Tensor:
+    assert low is not None
+    labels = torch.zeros(len(values), 3)
+    for row, label in enumerate([] if classes is None else classes.tolist()):
+        if label >= 0:
+            labels[row, label] = 1
+    scaled = [like(module, numbers) / 4 - 0.5 for numbers in (low, values)]
+    return module(*scaled, like(module, labels)).unflatten(1, (5, 2)).permute(0, 3, 4, 2, 1)
+
+
+def randomise(module: nn.Module, seed: int) -> None:
+    """Parameters from a normal law wide enough that distributions are far from uniform."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.4)
+
+
+def write(directory: Path, archive: Any, tables: str) -> None:
+    """A package of `archive`; `tables` is the manifest from [image] on."""
+    directory.mkdir(parents=True, exist_ok=True)
+    torch.jit.save(archive, directory / "weights.pt")
+    digest = hashlib.sha256((directory / "weights.pt").read_bytes()).hexdigest()
+    (directory / "model.toml").write_text(
+        f'format = 1\nname = "{directory.name}"\nfamily = "torchscript"\ndescription = "Random weights for tests"\n\n'
+        f'{tables.strip()}\n\n[weights]\nfile = "weights.pt"\nsha256 = "{digest}"\n')
+
+
+def answers(directory: Path, module: Read, seed: int) -> None:
+    """golden.json, as make_goldens.py describes it."""
+    config, double = module.config, module.double()
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(config.levels, (3, config.height, config.width, config.channels), generator=generator)
+    classes = torch.tensor([0, config.classes - 1, -1]) if config.classes else None
+    small = None
+    if config.low_height is not None:
+        small = torch.randint(config.levels, (4, config.low_height, config.low_width, config.channels),
+                              generator=generator)
+    with torch.no_grad():
+        scores = log_probs(double, images, classes, None if small is None else small[:3]).flatten(1).tolist()
+    samples = []
+    for image, request in enumerate(REQUESTS):
+        label = image % config.classes if config.classes and image else None
+        given = None if small is None else small[image]
+        drawn_seed, drawn = safe_sample(double, 1000 * seed, image, label=label, low=given, **request)
+        samples.append({"seed": drawn_seed, "image": image, "class": label,
+                        **({} if given is None else {"low": given.flatten().tolist()}),
+                        "temperature": request.get("temperature", 1.0), "top_k": request.get("top_k"),
+                        "top_p": request.get("top_p"), "values": drawn.values,
+                        "log_likelihood": drawn.log_likelihood, "margin": drawn.margin})
+    golden = {"images": images.flatten(1).tolist(),
+              "classes": None if classes is None else [None if c < 0 else c for c in classes.tolist()],
+              **({} if small is None else {"low": small[:3].flatten(1).tolist()}),
+              "log_probs": scores, "samples": samples}
+    (directory / "golden.json").write_text(json.dumps(golden) + "\n")
+
+
+def main() -> None:
+    """Writes everything."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "tests" / "golden")
+    out = parser.parse_args().out
+    torch.set_num_threads(1)
+    good, refused = out / "torchscript", out / "torchscript_refused"
+
+    recurrent = Recurrent(5, 3, 12).eval()
+    randomise(recurrent, 1)
+    write(good / "scripted_steps", torch.jit.script(recurrent), """
+[image]
+height = 6
+width = 3
+channels = 2
+levels = 5
+order = "raster"
+
+[head]
+kind = "categorical"
+
+[condition]
+classes = 3
+
+[architecture]
+input = "(h w c) b"
+input_type = "int64"
+input_scale = "levels"
+arguments = ["image", "class"]
+null_class = 3
+output = "(h w c) b v"
+incremental = true
+""")
+    answers(good / "scripted_steps", Read(recurrent, ModelConfig(6, 3, 2, 5, classes=3), read_recurrent), 1)
+
+    mixtures = """
+[image]
+height = 5
+width = 4
+channels = 3
+levels = 9
+order = "raster"
+
+[head]
+kind = "logistic_mixture"
+components = 2
+layout = "oai"
+
+[architecture]
+input = "b c h w"
+input_type = "float32"
+input_scale = "signed"
+output = "b v h w"
+output_item = 1
+batches = [4]
+"""
+    convolutions = MaskedConvolutions(3, 8, mixture.parameters_per_pixel(3, 2)).eval()
+    randomise(convolutions, 2)
+    with torch.no_grad():
+        traced = torch.jit.trace(convolutions, torch.zeros(4, 3, 5, 4))
+    write(good / "traced_planes_mixture", traced, mixtures)
+    answers(good / "traced_planes_mixture", Read(convolutions, ModelConfig(5, 4, 3, 9, components=2), read_mixtures), 2)
+
+    attention = Attention(17, 36, 16).eval()
+    randomise(attention, 3)
+    write(good / "traced_sequence", torch.jit.trace(attention, torch.zeros(2, 36, dtype=torch.int64)), """
+[image]
+height = 9
+width = 4
+channels = 1
+levels = 17
+order = "raster"
+
+[head]
+kind = "categorical"
+
+[architecture]
+input = "b (h w c)"
+input_type = "int64"
+input_scale = "levels"
+start = 17
+output = "b (h w) v"
+prefix = true
+""")
+    answers(good / "traced_sequence", Read(attention, ModelConfig(9, 4, 1, 17), read_attention), 3)
+
+    upscaling = Upscaling(2, 5, 3, 10).eval()
+    randomise(upscaling, 4)
+    write(good / "scripted_factorised_low", torch.jit.script(upscaling), """
+[image]
+height = 4
+width = 6
+channels = 2
+levels = 5
+order = "raster"
+
+[head]
+kind = "factorised_categorical"
+
+[condition]
+classes = 3
+low_height = 2
+low_width = 3
+
+[architecture]
+input = "b h w c"
+input_type = "float32"
+input_scale = "unit"
+mean = [0.5]
+arguments = ["low", "image", "class_one_hot"]
+output = "b (v c) h w"
+""")
+    config = ModelConfig(4, 6, 2, 5, classes=3, low_height=2, low_width=3)
+    answers(good / "scripted_factorised_low", Read(upscaling, config, read_upscaling), 4)
+
+    leaking = MaskedConvolutions(3, 8, mixture.parameters_per_pixel(3, 2), leak=True).eval()
+    randomise(leaking, 5)
+    with torch.no_grad():
+        traced = torch.jit.trace(leaking, torch.zeros(4, 3, 5, 4))
+    write(refused / "leaking", traced, mixtures)
+
+
+if __name__ == "__main__":
+    main()

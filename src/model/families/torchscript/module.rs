@@ -1,0 +1,227 @@
+//! A module of somebody else's, called as its manifest says.
+
+use tch::{CModule, IValue, Kind, TchError, Tensor};
+
+use super::config::{Argument, Config};
+use super::pattern::{Axis, Lengths};
+use crate::head::{Head, Layout};
+use crate::image::{Canvas, Shape};
+use crate::model::{Condition, ModelError};
+
+/// A loaded module. Calls do not change it: the checks of a package that is loaded refuse one that remembers.
+pub(super) struct Module {
+    module: CModule,
+    pub(super) config: Config,
+    /// For each place of a row that the head reads, the place that the number has in the module's rows.
+    places: Option<Vec<i64>>,
+}
+
+impl Module {
+    pub(super) fn new(module: CModule, config: Config) -> Self {
+        let width = config.head.width(config.shape);
+        let places = match config.head {
+            Head::LogisticMixture { components } if config.layout != Layout::Saha => {
+                let places = config.layout.places(components, width);
+                Some(places.into_iter().map(|place| place as i64).collect())
+            }
+            _ => None,
+        };
+        Self { module, config, places }
+    }
+
+    /// Bytes of its parameters. What tracing made a constant is not counted.
+    pub(super) fn bytes(&self) -> Result<u64, TchError> {
+        Ok(self.module.named_parameters()?.iter().map(|(_, tensor)| bytes(tensor)).sum())
+    }
+
+    /// One forward pass over the first `rows` rows of images, as many as the module takes together: the parameters of every
+    /// step in raster order, [images, steps, width]. What is not known of an image is 0.
+    pub(super) fn pass(&self, images: &[(&Canvas, &Condition)], rows: u32) -> Result<Tensor, ModelError> {
+        let Config { shape, order, head, .. } = self.config;
+        let raster: Vec<u16> = images.iter().flat_map(|(canvas, _)| canvas.to_raster(order)).collect();
+        let conditions: Vec<_> = images.iter().map(|&(_, condition)| condition).collect();
+        let image = self.image(&raster, shape, images.len(), rows, self.config.start)?;
+        let arguments: Vec<IValue> = self
+            .config
+            .arguments
+            .iter()
+            .map(|&argument| match argument {
+                Argument::Image => Ok(IValue::Tensor(image.shallow_clone())),
+                other => self.extra(other, &conditions).map(IValue::Tensor),
+            })
+            .collect::<Result<_, TchError>>()?;
+        let given = self.module.forward_is(&arguments).map_err(|error| failed("forward", &error))?;
+        let output = item(given, self.config.output_item)?;
+        let parameters = self.parameters(&output, images.len(), rows)?;
+        let steps = i64::from(rows * shape.width() * shape.channels() / head.values_per_step(shape).max(1));
+        Ok(parameters.f_view([images.len() as i64, steps, -1])?)
+    }
+
+    /// Values of images in the module's form: `raster` holds `images` of them, of `shape`.
+    fn image(
+        &self,
+        raster: &[u16],
+        shape: Shape,
+        images: usize,
+        rows: u32,
+        start: Option<f64>,
+    ) -> Result<Tensor, TchError> {
+        let channels = shape.channels() as usize;
+        let each = (rows * shape.width()) as usize * channels;
+        let first_rows = raster.chunks_exact(shape.values() as usize).map(|image| image.get(..each).unwrap_or_default());
+        let mut numbers = Vec::with_capacity(images * each);
+        for image in first_rows {
+            let begins = numbers.len();
+            numbers.extend(start.map(|start| start as f32));
+            for (place, &value) in image.iter().enumerate() {
+                let (factor, offset) = self.config.scale.get(place % channels).copied().unwrap_or((1.0, 0.0));
+                numbers.push((f64::from(value) * factor + offset) as f32);
+            }
+            numbers.truncate(begins + each);
+        }
+        let lengths = lengths(images, rows, shape, 1);
+        let tensor = Tensor::f_from_slice(&numbers)?.f_view(lengths)?;
+        let tensor = if self.config.integers { tensor.f_to_kind(Kind::Int64)? } else { tensor };
+        self.config.input.arrange(&tensor, &lengths)?.f_contiguous()
+    }
+
+    /// What a module takes beside the image.
+    fn extra(&self, argument: Argument, conditions: &[&Condition]) -> Result<Tensor, TchError> {
+        let null = self.config.null_class.unwrap_or(0);
+        match argument {
+            Argument::Class => {
+                let label = |condition: &&Condition| condition.class.map_or(null, i64::from);
+                Tensor::f_from_slice(&conditions.iter().map(label).collect::<Vec<_>>())
+            }
+            Argument::ClassOneHot => {
+                let classes = self.config.condition.classes as usize;
+                let mut rows = vec![0f32; classes * conditions.len()];
+                for (row, condition) in rows.chunks_exact_mut(classes.max(1)).zip(conditions) {
+                    if let Some(one) = condition.class.and_then(|class| row.get_mut(class as usize)) {
+                        *one = 1.0;
+                    }
+                }
+                Tensor::f_from_slice(&rows)?.f_view([conditions.len() as i64, classes as i64])
+            }
+            Argument::Low | Argument::Image => {
+                let shape = self.config.condition.low.unwrap_or(self.config.shape);
+                let values = |condition: &&Condition| condition.low.iter().flat_map(|low| low.to_vec()).collect::<Vec<_>>();
+                let raster: Vec<u16> = conditions.iter().flat_map(values).collect();
+                self.image(&raster, shape, conditions.len(), shape.height(), None)
+            }
+        }
+    }
+
+    fn extras(&self, conditions: &[&Condition]) -> Result<Vec<IValue>, TchError> {
+        let others = self.config.arguments.iter().filter(|&&argument| argument != Argument::Image);
+        others.map(|&argument| self.extra(argument, conditions).map(IValue::Tensor)).collect()
+    }
+
+    /// What the module gave, with its axes in order: image, row, column, channel, parameter.
+    fn parameters(&self, output: &Tensor, images: usize, rows: u32) -> Result<Tensor, ModelError> {
+        let Config { shape, head, output: pattern, .. } = &self.config;
+        let single = !pattern.has(Axis::Parameter);
+        let mut lengths = lengths(images, rows, *shape, if single { 1 } else { shape.levels() });
+        if matches!(head, Head::LogisticMixture { .. }) {
+            let [.., channels, parameters] = &mut lengths;
+            (*channels, *parameters) = (1, head.width(*shape) as i64);
+        }
+        let spread = pattern.spread(&output.f_to_kind(Kind::Float)?, &lengths).map_err(|error| failed("output", &error))?;
+        let spread = if single { Tensor::f_cat(&[spread.f_zeros_like()?, spread], 4)? } else { spread };
+        Ok(match &self.places {
+            Some(places) => spread.f_index_select(4, &Tensor::f_from_slice(places)?)?,
+            None => spread,
+        })
+    }
+
+    /// The state of an image of which nothing is known.
+    pub(super) fn init_state(&self, condition: &Condition) -> Result<Vec<Tensor>, ModelError> {
+        let mut arguments = vec![IValue::Int(1)];
+        arguments.extend(self.extras(&[condition])?);
+        let given = self.module.method_is("init_state", &arguments).map_err(|error| failed("init_state", &error))?;
+        tensors(given)
+    }
+
+    /// The parameters of the next step of each image, [images, width], and its state after. `states` are of one image each,
+    /// `previous` the values that the step before decided (0 at the first), `steps` how many there were.
+    pub(super) fn step(
+        &self,
+        states: &[&[Tensor]],
+        previous: &[i64],
+        steps: &[i64],
+    ) -> Result<(Tensor, Vec<Vec<Tensor>>), ModelError> {
+        let images = states.len() as i64;
+        let parts = states.first().map_or(0, |state| state.len());
+        let joined: Vec<Tensor> = (0..parts)
+            .map(|part| Tensor::f_cat(&states.iter().filter_map(|state| state.get(part)).collect::<Vec<_>>(), 0))
+            .collect::<Result<_, TchError>>()?;
+        let arguments = [
+            IValue::TensorList(joined),
+            IValue::Tensor(Tensor::f_from_slice(previous)?.f_view([images, -1])?),
+            IValue::Tensor(Tensor::f_from_slice(steps)?),
+        ];
+        let given = self.module.method_is("step", &arguments).map_err(|error| failed("step", &error))?;
+        let (IValue::Tuple(given) | IValue::GenericList(given)) = given else {
+            return Err(ModelError::Step("step must give its parameters and the state".to_owned()));
+        };
+        let mut given = given.into_iter();
+        let (Some(IValue::Tensor(rows)), Some(state), None) = (given.next(), given.next(), given.next()) else {
+            return Err(ModelError::Step("step must give its parameters and the state".to_owned()));
+        };
+        let width = self.config.head.width(self.config.shape) as i64;
+        if rows.size() != [images, width] {
+            return Err(ModelError::Step(format!("step must give [{images}, {width}], got {:?}", rows.size())));
+        }
+        let rows = rows.f_to_kind(Kind::Float)?;
+        let rows = match &self.places {
+            Some(places) => rows.f_index_select(1, &Tensor::f_from_slice(places)?)?,
+            None => rows,
+        };
+        let state = tensors(state)?;
+        let of_image = |image: i64| state.iter().map(|part| part.f_narrow_copy(0, image, 1)).collect();
+        let states = (0..images).map(of_image).collect::<Result<_, TchError>>()?;
+        Ok((rows.f_contiguous()?, states))
+    }
+}
+
+/// Lengths of the axes of `images` whose first `rows` rows are meant.
+fn lengths(images: usize, rows: u32, shape: Shape, parameters: u32) -> Lengths {
+    [images as i64, rows.into(), shape.width().into(), shape.channels().into(), parameters.into()]
+}
+
+pub(super) fn bytes(tensor: &Tensor) -> u64 {
+    (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64
+}
+
+fn item(given: IValue, index: usize) -> Result<Tensor, ModelError> {
+    let several = match given {
+        IValue::Tensor(tensor) if index == 0 => return Ok(tensor),
+        IValue::Tuple(items) | IValue::GenericList(items) => items,
+        IValue::TensorList(tensors) => tensors.into_iter().map(IValue::Tensor).collect(),
+        _ => Vec::new(),
+    };
+    match several.into_iter().nth(index) {
+        Some(IValue::Tensor(tensor)) => Ok(tensor),
+        _ => Err(ModelError::Step(format!("forward gives no tensor as result {index}"))),
+    }
+}
+
+fn tensors(given: IValue) -> Result<Vec<Tensor>, ModelError> {
+    let tensor = |value| match value {
+        IValue::Tensor(tensor) => Ok(tensor),
+        _ => Err(ModelError::Step("a state must be a list of tensors".to_owned())),
+    };
+    match given {
+        IValue::TensorList(tensors) => Ok(tensors),
+        IValue::Tuple(values) | IValue::GenericList(values) => values.into_iter().map(tensor).collect(),
+        _ => Err(ModelError::Step("a state must be a list of tensors".to_owned())),
+    }
+}
+
+/// What a module says of itself comes last, after where in its code that was.
+fn failed(method: &str, error: &TchError) -> ModelError {
+    let text = error.to_string();
+    let said = |line: &&str| line.contains("Error: ") || line.starts_with("must ");
+    let line = text.lines().rev().find(said).or_else(|| text.lines().find(|line| !line.trim().is_empty()));
+    ModelError::Step(format!("{method}: {}", line.unwrap_or_default().trim()))
+}
