@@ -79,7 +79,7 @@ class MaskedConvolutions(nn.Module):
 
     def forward(self, image: Tensor) -> Tuple[Tensor, Tensor]:
         """image [B, C, H, W] in -1..1 -> its mean, and parameters [B, P, H, W]."""
-        batch, _, height, width = image.shape
+        batch, height, width = int(image.shape[0]), image.shape[2], image.shape[3]
         # Like many public modules this writes the masked weights back, again and again.
         self.first.weight.data *= self.masks[0]
         self.second.weight.data *= self.masks[1]

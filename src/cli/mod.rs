@@ -103,7 +103,7 @@ fn execute(command: Command) -> Result<(), Failure> {
             Command::Score(score) => Box::pin(score.run()).await,
             Command::Models(models) => Box::pin(models.run()).await,
             Command::Check(check) => Box::pin(check.run()).await,
-            Command::Import(import) => import.run(),
+            Command::Import(import) => Box::pin(import.run()).await,
             Command::Bench(bench) => Box::pin(bench.run()).await,
         }
     });

@@ -17,6 +17,8 @@ use crate::repository::{self, Limits, Source};
 use crate::spec::ModelSpec;
 
 const WEIGHTS: &str = "weights.safetensors";
+const ARCHIVE: &str = "weights.pt";
+const MANIFEST: &str = "model.toml";
 
 /// A package to be written.
 #[derive(Debug)]
@@ -45,11 +47,53 @@ pub fn number(count: usize) -> Value {
 /// A directory that is there, a name that no package may have, a file that cannot be written, and whatever the repository
 /// refuses.
 pub fn write(directory: &Path, draft: Draft, limits: Limits) -> Result<ModelSpec, Violations> {
-    let shown = directory.display().to_string();
-    let refuse = |why: String| Violations::one(&shown, why);
+    place(directory, |package, name| {
+        write_files(package, name, draft)
+            .map_err(|error| Violations::one(directory.display().to_string(), error.to_string()))?;
+        let model = repository::load(&Source::Directory(package.to_owned()), Placement::new(1, 1), limits)?;
+        Ok(model.spec().clone())
+    })
+}
+
+/// Writes the package of a TorchScript archive, a copy of the file at `archive`, as [`write`] does. `manifest` is all but its
+/// `weights` table. The module is not loaded, since that would run it.
+///
+/// # Errors
+/// As [`write`], but for the repository's.
+pub fn write_archive(directory: &Path, manifest: &str, archive: &Path) -> Result<(), Violations> {
+    place(directory, |package, _| {
+        let write = || {
+            fs::create_dir(package)?;
+            let weights = package.join(ARCHIVE);
+            fs::copy(archive, &weights)?;
+            fs::write(package.join(MANIFEST), with_archive(manifest, &sha256(&weights)?))
+        };
+        write().map_err(|error: io::Error| Violations::one(directory.display().to_string(), error.to_string()))
+    })
+}
+
+/// `manifest` with the `weights` table of an archive of digest `sha256`.
+#[must_use]
+pub fn with_archive(manifest: &str, sha256: &str) -> String {
+    format!("{manifest}\n[weights]\nfile = \"{ARCHIVE}\"\nsha256 = \"{sha256}\"\n")
+}
+
+/// The name that a package at `directory` has.
+///
+/// # Errors
+/// No package may have it.
+pub fn name_of(directory: &Path) -> Result<&str, Violations> {
+    let refuse = |why: String| Violations::one(directory.display().to_string(), why);
     let name =
         directory.file_name().and_then(|name| name.to_str()).ok_or_else(|| refuse("must end in a name".into()))?;
     check_name(name).map_err(|rule| refuse(format!("its last part {rule}")))?;
+    Ok(name)
+}
+
+/// Has `fill` make the package of `directory`, which must not be there yet, out of sight, and puts it there.
+fn place<T>(directory: &Path, fill: impl FnOnce(&Path, &str) -> Result<T, Violations>) -> Result<T, Violations> {
+    let refuse = |why: String| Violations::one(directory.display().to_string(), why);
+    let name = name_of(directory)?;
     if fs::symlink_metadata(directory).is_ok() {
         return Err(refuse("is there already; name a new directory".to_owned()));
     }
@@ -59,10 +103,9 @@ pub fn write(directory: &Path, draft: Draft, limits: Limits) -> Result<ModelSpec
     let scratch = Scratch::new(parent.join(format!(".{name}.{}", std::process::id())))
         .map_err(|error| refuse(error.to_string()))?;
     let package = scratch.0.join(name);
-    write_files(&package, name, draft).map_err(|error| refuse(error.to_string()))?;
-    let model = repository::load(&Source::Directory(package.clone()), Placement::new(1, 1), limits)?;
+    let filled = fill(&package, name)?;
     fs::rename(&package, directory).map_err(|error| refuse(error.to_string()))?;
-    Ok(model.spec().clone())
+    Ok(filled)
 }
 
 fn write_files(package: &Path, name: &str, draft: Draft) -> io::Result<()> {
@@ -81,7 +124,7 @@ fn write_files(package: &Path, name: &str, draft: Draft) -> io::Result<()> {
             text.push_str(&format!("{key} = {value}\n"));
         }
     }
-    let manifest = package.join("model.toml");
+    let manifest = package.join(MANIFEST);
     fs::write(&manifest, text)?;
     // The weights were written for their owner alone; whoever may read the manifest may read them.
     fs::set_permissions(&weights, fs::metadata(&manifest)?.permissions())

@@ -2,6 +2,7 @@
 
 mod image_transformer;
 mod pixel_cnn_pp;
+mod torchscript;
 
 use std::path::PathBuf;
 
@@ -18,7 +19,7 @@ use crate::torch;
 
 const AFTER_HELP: &str = "\
 Every tensor of the checkpoint must have its place in the model, and the reverse; whatever does not fit is named, and nothing
-is written. No code in a checkpoint is run. docs/IMPORT.md says what each format accepts.";
+is written. No code in a checkpoint is run; a TorchScript module is code. docs/IMPORT.md says what each format accepts.";
 
 /// Flags of `pixeld import`.
 #[derive(Args, Debug)]
@@ -34,6 +35,8 @@ enum Format {
     PixelCnnPp(pixel_cnn_pp::Flags),
     /// Image Transformer, a state dict of sahajgarg/image_transformer
     ImageTransformer(image_transformer::Flags),
+    /// Any scripted or traced module: finds out how it is called
+    Torchscript(Box<torchscript::Flags>),
 }
 
 /// What every import of tensors takes.
@@ -53,10 +56,11 @@ struct Checkpoint {
 }
 
 impl Import {
-    pub(super) fn run(self) -> Result<(), Failure> {
+    pub(super) async fn run(self) -> Result<(), Failure> {
         match self.format {
             Format::PixelCnnPp(flags) => flags.run(),
             Format::ImageTransformer(flags) => flags.run(),
+            Format::Torchscript(flags) => flags.run().await,
         }
     }
 }

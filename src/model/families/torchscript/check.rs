@@ -23,6 +23,11 @@ pub(super) struct Buckets {
 }
 
 impl Buckets {
+    /// One size.
+    pub(super) fn of(size: usize) -> Self {
+        Self { sizes: vec![size], alone: false }
+    }
+
     /// How to evaluate `images`: of each batch the first of them, how many, and the size to fill it up to.
     pub(super) fn split(&self, images: usize) -> Vec<(usize, usize, usize)> {
         let mut batches = Vec::new();
@@ -42,11 +47,9 @@ impl Buckets {
 pub(super) fn check(module: &Module, largest: u32) -> Result<Buckets, Violations> {
     let refused = |error: ModelError| Violations::one("architecture", error.to_string());
     let buckets = buckets(module, largest as usize).map_err(refused)?;
-    let values = module.config.shape.values();
-    // Every channel of the first pixels, where an image is often treated otherwise, and some everywhere.
-    let spaced = (0..CUTS).map(|cut| (u64::from(cut) * u64::from(values) / u64::from(CUTS)) as Rank);
-    let cuts: Vec<Rank> = (0..6).chain(spaced).chain([values - 1]).filter(|&rank| rank < values).collect();
-    if let Some(leak) = leak(module, &buckets, &cuts).map_err(refused)? {
+    let (shape, order) = (module.config.shape, module.config.order);
+    let cuts = cuts(shape.values(), CUTS);
+    if let Some(leak) = leak(module, &buckets, &places(shape, order), &cuts).map_err(refused)? {
         return Err(Violations::one("weights", leak.to_string()));
     }
     if module.config.prefix {
@@ -94,7 +97,7 @@ fn second_steps(module: &Module, images: &[Canvas]) -> Result<Vec<Vec<f32>>, Mod
 
 /// The sizes that give an image the same bits as one of them, the reference, and the same wherever it stands in a batch. A
 /// pass costs by the image, so its reference is the smallest; a step is cheap beside its weights, so it is the largest.
-fn buckets(module: &Module, largest: usize) -> Result<Buckets, ModelError> {
+pub(super) fn buckets(module: &Module, largest: usize) -> Result<Buckets, ModelError> {
     let config = &module.config;
     let (image, other) = (any_image(config.shape, 1), any_image(config.shape, 2));
     let doubling = std::iter::successors(Some(1), |size| Some(size * 2)).take_while(|&size| size < largest);
@@ -140,60 +143,84 @@ fn buckets(module: &Module, largest: usize) -> Result<Buckets, ModelError> {
     Ok(Buckets { sizes: agreeing, alone: false })
 }
 
-/// A step that looks at what it must not know.
+/// A step that looks at what it must not know. Places are those in raster order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the module looks at what is still to come: the parameters of rank {step} ({}) change with values from rank {cut} ({}) on",
-    place(*.step, *.shape, *.order), place(*.cut, *.shape, *.order)
+    "the module looks at what is still to come: the parameters at {} change with the values from {} on",
+    position(*.step, *.shape), position(*.cut, *.shape)
 )]
 pub(super) struct Leak {
-    pub(super) step: Rank,
-    pub(super) cut: Rank,
+    pub(super) step: u32,
+    pub(super) cut: u32,
     shape: Shape,
-    order: Order,
 }
 
-fn place(rank: Rank, shape: Shape, order: Order) -> String {
-    let position = order.position(shape, rank);
+fn position(place: u32, shape: Shape) -> String {
+    let position = Order::Raster.position(shape, place);
     format!("row {}, column {}, channel {}", position.row, position.column, position.channel)
 }
 
-/// Looks for a step that changes with a value it must not know: at each cut all values from there on are changed, which may
-/// change the parameters of later steps alone.
-pub(super) fn leak(module: &Module, buckets: &Buckets, cuts: &[Rank]) -> Result<Option<Leak>, ModelError> {
+/// Looks for a step that changes with a value it must not know. In the order of `places`, which holds the raster place of
+/// every rank, all values from each of `cuts` on are changed, which may change the parameters of later steps alone.
+pub(super) fn leak(
+    module: &Module,
+    buckets: &Buckets,
+    places: &[u32],
+    cuts: &[Rank],
+) -> Result<Option<Leak>, ModelError> {
     let config = &module.config;
-    let (shape, order) = (config.shape, config.order);
-    let image = any_image(shape, 3);
-    let levels = shape.levels();
+    let (shape, levels) = (config.shape, config.shape.levels());
     let (width, per_step) = (config.head.width(shape), config.head.values_per_step(shape).max(1));
-    let places: Vec<usize> = (0..shape.values())
-        .step_by(per_step as usize)
-        .map(|rank| (order.position(shape, rank).raster(shape) / per_step) as usize)
-        .collect();
-    let plain = passes(module, std::slice::from_ref(&image), buckets.sizes.first().copied().unwrap_or(1), shape.height())?;
-    let row = |image: &[f32], step: u32| -> Vec<f32> {
-        let at = places.get(step as usize).map_or(0, |place| place * width);
+    let raster = any_image(shape, 3).values().to_vec();
+    let canvas = |raster: &[u16]| Canvas::from_raster(shape, config.order, raster).unwrap_or(Canvas::empty(shape));
+    let together = Buckets { alone: false, ..buckets.clone() };
+    let mut plain = Vec::new();
+    for (_, _, padded) in together.split(1) {
+        plain = passes(module, &[canvas(&raster)], padded, shape.height())?.concat();
+    }
+    let row = |image: &[f32], place: u32| -> Vec<f32> {
+        let at = (place / per_step) as usize * width;
         image.get(at..at + width).unwrap_or_default().to_vec()
     };
-    for (start, count, padded) in (Buckets { alone: false, ..buckets.clone() }).split(cuts.len()) {
+    for (start, count, padded) in together.split(cuts.len()) {
         let some = cuts.get(start..start + count).unwrap_or_default();
         let changed = |&cut: &Rank| {
-            let values = image.values().iter().zip(0..);
-            // By more than one, so that no scale makes it small; to another level in any case.
-            let other = |value: u16| ((u32::from(value) + 1 + levels / 3) % levels) as u16;
-            let values = values.map(|(&value, rank)| if rank < cut { value } else { other(value) }).collect();
-            Canvas::with_prefix(shape, values).unwrap_or(image.clone())
+            let mut changed = raster.clone();
+            for &place in places.iter().skip(cut as usize) {
+                if let Some(value) = changed.get_mut(place as usize) {
+                    // By more than one, so that no scale makes it small; to another level in any case.
+                    *value = ((u32::from(*value) + 1 + levels / 3) % levels) as u16;
+                }
+            }
+            canvas(&changed)
         };
         let images: Vec<_> = some.iter().map(changed).collect();
         for (parameters, &cut) in passes(module, &images, padded, shape.height())?.iter().zip(some) {
-            let before = plain.first().map(Vec::as_slice).unwrap_or_default();
-            let leaking = (0..=cut / per_step).find(|&step| !close(&row(before, step), &row(parameters, step)));
-            if let Some(step) = leaking {
-                return Ok(Some(Leak { step: step * per_step, cut, shape, order }));
+            // The step that decides the value at the cut is the last that may not change.
+            let last = cut - cut % per_step;
+            let mut early = places.iter().take(last as usize + 1);
+            if let Some(&step) = early.find(|&&place| !close(&row(&plain, place), &row(parameters, place))) {
+                let cut = places.get(cut as usize).copied().unwrap_or_default();
+                return Ok(Some(Leak { step, cut, shape }));
             }
         }
     }
     Ok(None)
+}
+
+/// Ranks at which to look for a leak: every channel of the first pixels, where an image is often treated otherwise, some
+/// everywhere, and the last.
+pub(super) fn cuts(values: u32, count: u32) -> Vec<Rank> {
+    let spaced = (0..count).map(|cut| (u64::from(cut) * u64::from(values) / u64::from(count.max(1))) as Rank);
+    let mut cuts: Vec<Rank> = (0..6.min(values)).chain(spaced).chain([values - 1]).collect();
+    cuts.sort_unstable();
+    cuts.dedup();
+    cuts
+}
+
+/// The raster place of every rank.
+pub(super) fn places(shape: Shape, order: Order) -> Vec<u32> {
+    (0..shape.values()).map(|rank| order.position(shape, rank).raster(shape)).collect()
 }
 
 fn close(a: &[f32], b: &[f32]) -> bool {
@@ -202,7 +229,7 @@ fn close(a: &[f32], b: &[f32]) -> bool {
 }
 
 /// Holds passes over the first rows to the pass over all.
-fn check_prefix(module: &Module, buckets: &Buckets) -> Result<(), String> {
+pub(super) fn check_prefix(module: &Module, buckets: &Buckets) -> Result<(), String> {
     let image = [any_image(module.config.shape, 4)];
     let padded = buckets.sizes.first().copied().unwrap_or(1);
     let height = module.config.shape.height();
@@ -218,7 +245,7 @@ fn check_prefix(module: &Module, buckets: &Buckets) -> Result<(), String> {
 }
 
 /// Holds the first steps to the pass.
-fn check_steps(module: &Module, buckets: &Buckets) -> Result<(), String> {
+pub(super) fn check_steps(module: &Module, buckets: &Buckets) -> Result<(), String> {
     let config = &module.config;
     let (shape, per_step) = (config.shape, config.head.values_per_step(config.shape).max(1));
     let image = any_image(shape, 5);

@@ -117,7 +117,7 @@ impl Config {
         if input.has(Axis::Parameter) {
             fields.refuse("input", "must not name the axis v");
         }
-        if per_pixel(manifest.head) && output.has(Axis::Channel) {
+        if per_pixel(manifest.head) && output.has(Axis::Channel) && shape.channels() > 1 {
             fields.refuse("output", "must not name the axis c: a mixture is over all channels");
         }
         if !output.has(Axis::Parameter) && (shape.levels() != 2 || per_pixel(manifest.head)) {

@@ -14,6 +14,7 @@ mod check;
 mod config;
 mod module;
 mod pattern;
+mod probe;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -28,6 +29,8 @@ use crate::model::{
 };
 use crate::spec::{Backend, Execution, ModelSpec, Precision};
 use crate::torch::weights;
+pub use probe::{Found, Hints, probe};
+
 use check::Buckets;
 use config::Config;
 use module::Module;
@@ -67,7 +70,7 @@ impl TorchScript {
         let _guard = tch::no_grad_guard();
         let module = weights::module(file)?;
         let refused = |error: ModelError| Violations::one("architecture", error.to_string());
-        let module = Module::new(module, config);
+        let module = Module::new(Arc::new(module), config);
         let largest = placement.slots.max(placement.score_images);
         let buckets = check::check(&module, largest)?;
         let state = if module.config.incremental {

@@ -1,5 +1,7 @@
 //! A module of somebody else's, called as its manifest says.
 
+use std::sync::Arc;
+
 use tch::{CModule, IValue, Kind, TchError, Tensor};
 
 use super::config::{Argument, Config};
@@ -10,14 +12,14 @@ use crate::model::{Condition, ModelError};
 
 /// A loaded module. Calls do not change it: the checks of a package that is loaded refuse one that remembers.
 pub(super) struct Module {
-    module: CModule,
+    module: Arc<CModule>,
     pub(super) config: Config,
     /// For each place of a row that the head reads, the place that the number has in the module's rows.
     places: Option<Vec<i64>>,
 }
 
 impl Module {
-    pub(super) fn new(module: CModule, config: Config) -> Self {
+    pub(super) fn new(module: Arc<CModule>, config: Config) -> Self {
         let width = config.head.width(config.shape);
         let places = match config.head {
             Head::LogisticMixture { components } if config.layout != Layout::Saha => {
@@ -37,7 +39,19 @@ impl Module {
     /// One forward pass over the first `rows` rows of images, as many as the module takes together: the parameters of every
     /// step in raster order, [images, steps, width]. What is not known of an image is 0.
     pub(super) fn pass(&self, images: &[(&Canvas, &Condition)], rows: u32) -> Result<Tensor, ModelError> {
-        let Config { shape, order, head, .. } = self.config;
+        let Config { shape, head, output_item, .. } = self.config;
+        let mut results = self.forward(images, rows)?;
+        if output_item >= results.len() {
+            return Err(ModelError::Step(format!("forward gives no tensor as result {output_item}")));
+        }
+        let parameters = self.parameters(&results.swap_remove(output_item), images.len(), rows)?;
+        let steps = i64::from(rows * shape.width() * shape.channels() / head.values_per_step(shape).max(1));
+        Ok(parameters.f_view([images.len() as i64, steps, -1])?)
+    }
+
+    /// The results of one forward pass, up to the first that is no tensor.
+    pub(super) fn forward(&self, images: &[(&Canvas, &Condition)], rows: u32) -> Result<Vec<Tensor>, ModelError> {
+        let Config { shape, order, .. } = self.config;
         let raster: Vec<u16> = images.iter().flat_map(|(canvas, _)| canvas.to_raster(order)).collect();
         let conditions: Vec<_> = images.iter().map(|&(_, condition)| condition).collect();
         let image = self.image(&raster, shape, images.len(), rows, self.config.start)?;
@@ -51,10 +65,14 @@ impl Module {
             })
             .collect::<Result<_, TchError>>()?;
         let given = self.module.forward_is(&arguments).map_err(|error| failed("forward", &error))?;
-        let output = item(given, self.config.output_item)?;
-        let parameters = self.parameters(&output, images.len(), rows)?;
-        let steps = i64::from(rows * shape.width() * shape.channels() / head.values_per_step(shape).max(1));
-        Ok(parameters.f_view([images.len() as i64, steps, -1])?)
+        let several = match given {
+            IValue::Tensor(tensor) => return Ok(vec![tensor]),
+            IValue::Tuple(results) | IValue::GenericList(results) => results,
+            IValue::TensorList(tensors) => return Ok(tensors),
+            _ => Vec::new(),
+        };
+        let tensor = |result| if let IValue::Tensor(tensor) = result { Some(tensor) } else { None };
+        Ok(several.into_iter().map_while(tensor).collect())
     }
 
     /// Values of images in the module's form: `raster` holds `images` of them, of `shape`.
@@ -191,19 +209,6 @@ fn lengths(images: usize, rows: u32, shape: Shape, parameters: u32) -> Lengths {
 
 pub(super) fn bytes(tensor: &Tensor) -> u64 {
     (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64
-}
-
-fn item(given: IValue, index: usize) -> Result<Tensor, ModelError> {
-    let several = match given {
-        IValue::Tensor(tensor) if index == 0 => return Ok(tensor),
-        IValue::Tuple(items) | IValue::GenericList(items) => items,
-        IValue::TensorList(tensors) => tensors.into_iter().map(IValue::Tensor).collect(),
-        _ => Vec::new(),
-    };
-    match several.into_iter().nth(index) {
-        Some(IValue::Tensor(tensor)) => Ok(tensor),
-        _ => Err(ModelError::Step(format!("forward gives no tensor as result {index}"))),
-    }
 }
 
 fn tensors(given: IValue) -> Result<Vec<Tensor>, ModelError> {

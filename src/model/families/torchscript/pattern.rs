@@ -62,6 +62,15 @@ impl Pattern {
         self.axes().any(|own| own == axis)
     }
 
+    /// The same without `axis`, which is of length 1, where it shares a dimension.
+    pub(super) fn without(&self, axis: Axis) -> Self {
+        let kept = |group: &Vec<Axis>| match group.as_slice() {
+            [single] => vec![*single],
+            several => several.iter().copied().filter(|&own| own != axis).collect(),
+        };
+        Self(self.0.iter().map(kept).collect())
+    }
+
     fn axes(&self) -> impl Iterator<Item = Axis> {
         self.0.iter().flatten().copied()
     }

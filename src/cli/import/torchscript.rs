@@ -1,0 +1,203 @@
+//! `pixeld import torchscript`. A module is somebody's code: it is probed in a process of its own, which may neither write files
+//! nor take more memory or time than it is given.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use bytesize::ByteSize;
+use clap::Args;
+use humantime_serde::re::humantime;
+use rustix::process::{Resource, Rlimit, setrlimit};
+use serde::{Deserialize, Serialize};
+use tokio::process::Command;
+
+use super::refused;
+use crate::cli::failure::Failure;
+use crate::cli::{npy, output};
+use crate::image::Shape;
+use crate::import::package;
+use crate::model::families::torchscript::{Found, Hints, probe};
+use crate::model::{Placement, WeightsFile, WeightsFormat};
+use crate::repository::{self, Limits, Source};
+use crate::torch;
+
+/// Images that tell readings apart, at most.
+const EXAMPLES: usize = 8;
+
+const AFTER_HELP: &str = "\
+The module is called in every form that is known, until it takes an image and gives what could be parameters; then values of an
+image are changed in turn, to see whether a step looks at any that it must not know. What shapes cannot tell, the scale of the
+input or the layout of a mixture, images do: give some with --examples. Otherwise the manifest says what was assumed.
+
+A module can do whatever a program can. It is probed in a process of its own, with limits on memory and time, that cannot write
+files; it could still read files and use the network. Serve only modules whose author you trust.
+
+Examples:
+  pixeld import torchscript model.pt --height 32 --width 32 --examples test.npy --out models/mine
+  pixeld import torchscript gpt.pt --height 28 --width 28 --channels 1 --levels 2 --out models/binary
+  pixeld import torchscript model.pt --set 'input_scale = \"unit\"' --set 'mean = [0.5]' --out models/mine";
+
+/// Flags of `pixeld import torchscript`.
+#[derive(Args, Debug)]
+#[command(after_help = AFTER_HELP)]
+pub(super) struct Flags {
+    /// What torch.jit.save wrote
+    source: PathBuf,
+    /// Directory of the new package, named as the model: models/NAME
+    #[arg(long, value_name = "DIRECTORY")]
+    out: PathBuf,
+    /// Rows of the images; with neither this nor --width, usual sizes are tried
+    #[arg(long, requires = "width")]
+    height: Option<u32>,
+    /// Columns of the images
+    #[arg(long, requires = "height")]
+    width: Option<u32>,
+    /// Channels of the images; 3 and 1 are tried
+    #[arg(long)]
+    channels: Option<u32>,
+    /// Levels of a value
+    #[arg(long, default_value_t = 256)]
+    levels: u32,
+    /// Classes, if the module takes a label
+    #[arg(long, default_value_t = 0)]
+    classes: u32,
+    /// Rows of the low-resolution image, if the module takes one
+    #[arg(long, requires = "low_width")]
+    low_height: Option<u32>,
+    /// Columns of the low-resolution image
+    #[arg(long, requires = "low_height")]
+    low_width: Option<u32>,
+    /// Layout of a mixture's parameters, where it is known: oai, saha or t2t
+    #[arg(long)]
+    layout: Option<String>,
+    /// Images that the module was trained for, [n, h, w, c] or [n, h, w], to tell readings apart
+    #[arg(long, value_name = "FILE.npy")]
+    examples: Option<PathBuf>,
+    /// A line of the manifest's `architecture` table that is known
+    #[arg(long = "set", value_name = "KEY = VALUE")]
+    fixed: Vec<String>,
+    /// Largest file that is read
+    #[arg(long, value_name = "SIZE", default_value_t = ByteSize::gib(2))]
+    size_limit: ByteSize,
+    /// Memory that the probing process may have
+    #[arg(long, value_name = "SIZE", default_value_t = ByteSize::gib(16))]
+    memory_limit: ByteSize,
+    /// Time that probing may take
+    #[arg(long, value_name = "DURATION", default_value = "10m")]
+    time_limit: humantime::Duration,
+    /// This is the probing process
+    #[arg(long, hide = true)]
+    probing: bool,
+}
+
+/// What the probing process answers.
+#[derive(Debug, Deserialize, Serialize)]
+struct Answer {
+    manifest: String,
+    others: Vec<String>,
+}
+
+impl Flags {
+    pub(super) async fn run(self: Box<Self>) -> Result<(), Failure> {
+        if self.probing {
+            let Found { manifest, others } = self.probe()?;
+            return output::json(&Answer { manifest, others });
+        }
+        package::name_of(&self.out).map_err(refused)?;
+        let Answer { manifest, others } = self.ask().await?;
+        package::write_archive(&self.out, &manifest, &self.source).map_err(refused)?;
+        output::line(&format!("{}:\n\n{}", self.out.display(), manifest.trim_end()))?;
+        if self.examples.is_none() && !others.is_empty() {
+            output::complain("something was assumed, see the comments in the manifest; --examples would tell");
+        }
+        Ok(())
+    }
+
+    /// Has another process probe, within limits, and reads its answer.
+    async fn ask(&self) -> Result<Answer, Failure> {
+        let broken = |error: std::io::Error| Failure::Internal(format!("cannot start the probing process: {error}"));
+        let program = std::env::current_exe().map_err(broken)?;
+        let process = Command::new(program)
+            .args(std::env::args_os().skip(1))
+            .arg("--probing")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(broken)?;
+        let done = tokio::time::timeout(*self.time_limit, process.wait_with_output());
+        let Ok(done) = done.await else {
+            return Err(Failure::Usage(format!("the module was probed for {}, the --time-limit", self.time_limit)));
+        };
+        let done = done.map_err(broken)?;
+        let said = String::from_utf8_lossy(&done.stderr);
+        match (done.status.code(), serde_json::from_slice(&done.stdout)) {
+            (Some(0), Ok(answer)) => Ok(answer),
+            (Some(64), _) => Err(Failure::Usage(said.trim().trim_start_matches("error: ").to_owned())),
+            _ => Err(Failure::Usage(format!(
+                "the probing process ended by itself ({}); it may have {} of memory (--memory-limit). It said: {}",
+                done.status,
+                self.memory_limit,
+                said.trim()
+            ))),
+        }
+    }
+
+    fn probe(&self) -> Result<Found, Failure> {
+        let examples = self.examples.as_deref().map(|path| self.examples(path)).transpose()?.unwrap_or_default();
+        limit(self.memory_limit.as_u64(), self.time_limit.as_secs()).map_err(|error| {
+            Failure::Internal(format!("the limits of the probing process cannot be set: {error}"))
+        })?;
+        torch::limit_threads(1);
+        let hints = Hints {
+            name: package::name_of(&self.out).map_err(refused)?.to_owned(),
+            size: self.height.zip(self.width).map(<[u32; 2]>::from),
+            channels: self.channels,
+            levels: self.levels,
+            classes: self.classes,
+            low: self.low_height.zip(self.low_width).map(<[u32; 2]>::from),
+            fixed: self.fixed.clone(),
+            layout: self.layout.clone(),
+            examples,
+        };
+        let unreadable = |error: std::io::Error| Failure::Usage(format!("{}: {error}", self.source.display()));
+        let mut stream = File::open(&self.source).map_err(unreadable)?;
+        let bytes = stream.metadata().map_err(unreadable)?.len();
+        if bytes > self.size_limit.as_u64() {
+            let (path, most) = (self.source.display(), self.size_limit);
+            return Err(Failure::Usage(format!("{path} must be at most {most} (--size-limit), got {bytes} bytes")));
+        }
+        let file = WeightsFile { format: WeightsFormat::TorchScript, bytes, stream: &mut stream };
+        let found = probe(file, &hints).map_err(Failure::Usage)?;
+        // As a server will load it.
+        let digest = package::sha256(&self.source).map_err(unreadable)?;
+        let manifest = package::with_archive(&found.manifest, &digest).into();
+        let weights = std::fs::read(&self.source).map_err(unreadable)?.into();
+        let limits = Limits { weights_bytes: self.size_limit.as_u64() };
+        repository::load(&Source::Embedded { manifest, weights }, Placement::new(1, 1), limits).map_err(refused)?;
+        Ok(found)
+    }
+
+    fn examples(&self, path: &Path) -> Result<Vec<Vec<u16>>, Failure> {
+        let refuse = |why: String| Failure::Usage(format!("{}: {why}", path.display()));
+        let images = npy::Images::open(path)?;
+        let [height, width, channels] = images.size.map(|length| u32::try_from(length).unwrap_or(u32::MAX));
+        let shape = Shape::new(height, width, channels, self.levels).map_err(|faults| refuse(faults.to_string()))?;
+        images.values(shape).map_err(&refuse)?.take(EXAMPLES).collect::<Result<_, _>>().map_err(refuse)
+    }
+}
+
+/// Takes from this process what a module does not need.
+fn limit(memory: u64, seconds: u64) -> rustix::io::Result<()> {
+    for (resource, most) in [
+        (Resource::As, memory),
+        (Resource::Cpu, seconds.saturating_mul(2).max(1)),
+        (Resource::Fsize, 0),
+        (Resource::Core, 0),
+    ] {
+        setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })?;
+    }
+    Ok(())
+}
