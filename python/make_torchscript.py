@@ -125,6 +125,34 @@ class Upscaling(nn.Module):
         return self.head(torch.tanh(self.above(above) + self.low(maps) + self.label(labels)[:, :, None, None]))
 
 
+class Endless(nn.Module):
+    """Never answers; scripted."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        while image.numel() > 0:
+            image = image + 1
+        return image
+
+
+class Hungry(nn.Module):
+    """Wants 64 GiB; scripted."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return torch.zeros([1 << 34]) + image.sum()
+
+
+class Forgetful(nn.Module):
+    """Still drops out; scripted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(9))
+
+    def forward(self, image: Tensor) -> Tensor:
+        rows = functional.dropout(self.logits + 1, 0.5, training=True)
+        return rows[None, :, None, None].expand(image.shape[0], 9, image.shape[2], image.shape[3])
+
+
 class Read(nn.Module):
     """A module in the form of the reference modules: (values, classes, low) -> parameters [B, H, W, C, V] or [B, H, W, P]."""
 
@@ -336,6 +364,25 @@ output = "b (v c) h w"
     with torch.no_grad():
         traced = torch.jit.trace(leaking, torch.zeros(4, 3, 5, 4))
     write(refused / "leaking", traced, mixtures)
+    grey = """
+[image]
+height = 5
+width = 4
+channels = 1
+levels = 9
+order = "raster"
+
+[head]
+kind = "categorical"
+
+[architecture]
+input = "b c h w"
+input_type = "float32"
+input_scale = "unit"
+output = "b v h w"
+"""
+    for name, module in [("endless", Endless()), ("hungry", Hungry()), ("forgetful", Forgetful())]:
+        write(refused / name, torch.jit.script(module), grey)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ use crate::rpc::proto::{Backend, ImageShape, Model, Precision};
 const AFTER_HELP: &str = "\
 Columns: shape is height x width x channels, from is the low-resolution image that each image is made from (its shape, or
 the model that draws it where a request brings none), slots are images that can be in the making at once, memory is what
-one of them takes on the device, bits/dim is what the package's author measured on held-out images.
+one of them takes on the device, step is a pass over the image so far for a module that cannot go on from where it was,
+bits/dim is what the package's author measured on held-out images.
 
 Examples:
   pixeld models --models ./models
@@ -48,6 +49,7 @@ struct Line<'a> {
     held_out_bits_per_dim: Option<f64>,
     backend: &'static str,
     precision: &'static str,
+    recomputes: bool,
 }
 
 impl Models {
@@ -79,6 +81,7 @@ fn json(model: &Model) -> Line<'_> {
         max_running_images: model.max_running_images,
         device_bytes_per_image: model.device_bytes_per_image,
         held_out_bits_per_dim: model.held_out_bits_per_dim,
+        recomputes: model.recomputes,
         backend: match model.backend() {
             Backend::Unspecified => "unknown",
             Backend::Native => "native",
@@ -99,8 +102,9 @@ fn drawn_by(model: &Model) -> Option<&str> {
 
 /// The models as a table with a line for each, and below it why any of them is not ready.
 pub(super) fn table(models: &[Model]) -> String {
-    let heads =
-        ["NAME", "STATE", "FAMILY", "SHAPE", "LEVELS", "FROM", "CLASSES", "SLOTS", "MEMORY", "BITS/DIM", "REVISION"];
+    let heads = [
+        "NAME", "STATE", "FAMILY", "SHAPE", "LEVELS", "FROM", "CLASSES", "SLOTS", "MEMORY", "STEP", "BITS/DIM", "REVISION",
+    ];
     let mut rows = vec![heads.map(str::to_owned)];
     rows.extend(models.iter().map(|model| {
         let shape = model.shape.as_ref();
@@ -120,11 +124,17 @@ pub(super) fn table(models: &[Model]) -> String {
             },
             model.max_running_images.to_string(),
             ByteSize::b(model.device_bytes_per_image).to_string(),
+            match (shape, model.recomputes) {
+                (None, _) => "",
+                (_, true) => "whole pass",
+                (_, false) => "goes on",
+            }
+            .to_owned(),
             model.held_out_bits_per_dim.map(|bits| format!("{bits:.3}")).unwrap_or_default(),
             model.revision.chars().take(12).collect(),
         ]
     }));
-    let mut widths = [0; 11];
+    let mut widths = [0; 12];
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = cell.chars().count().max(*width);
@@ -159,10 +169,12 @@ mod tests {
             max_running_images: 16,
             device_bytes_per_image: 2048,
             held_out_bits_per_dim: Some(1.23456),
+            recomputes: true,
             ..Model::default()
         };
         let low_resolution_shape = Some(ImageShape { height: 4, width: 3, channels: 3, levels: 4 });
-        let larger = Model { name: "models/larger".into(), low_resolution_shape, ..good.clone() };
+        let larger =
+            Model { name: "models/larger".into(), low_resolution_shape, recomputes: false, ..good.clone() };
         let linked =
             Model { name: "models/linked".into(), low_resolution_model: "models/good".into(), ..larger.clone() };
         let bad = Model {
@@ -172,10 +184,10 @@ mod tests {
             ..Model::default()
         };
         let expected = "\
-NAME    STATE   FAMILY  SHAPE  LEVELS  FROM   CLASSES  SLOTS  MEMORY   BITS/DIM  REVISION
-good    ready   toy     8x9x3  4       none   10       16     2.0 KiB  1.235     0123456789ab
-larger  ready   toy     8x9x3  4       4x3x3  10       16     2.0 KiB  1.235     0123456789ab
-linked  ready   toy     8x9x3  4       good   10       16     2.0 KiB  1.235     0123456789ab
+NAME    STATE   FAMILY  SHAPE  LEVELS  FROM   CLASSES  SLOTS  MEMORY   STEP        BITS/DIM  REVISION
+good    ready   toy     8x9x3  4       none   10       16     2.0 KiB  whole pass  1.235     0123456789ab
+larger  ready   toy     8x9x3  4       4x3x3  10       16     2.0 KiB  goes on     1.235     0123456789ab
+linked  ready   toy     8x9x3  4       good   10       16     2.0 KiB  goes on     1.235     0123456789ab
 bad     failed                         none   none     0      0 B
 bad: no weights";
         assert_eq!(table(&[good, larger, linked, bad]), expected);

@@ -136,6 +136,7 @@ pub(super) fn model(name: &str, state: &State, draining: bool) -> proto::Model {
         order: order(spec.order).into(),
         blocks: blocks(spec.order),
         held_out_bits_per_dim: spec.held_out_bits_per_dim,
+        recomputes: spec.execution.recomputes,
         backend: match spec.execution.backend {
             Backend::Native => proto::Backend::Native.into(),
             Backend::Torch => proto::Backend::Torch.into(),

@@ -1,4 +1,5 @@
-//! Packages of the PyTorch reference over the wire: mixtures, blocks, low-resolution images, and their known answers.
+//! Packages of the PyTorch reference over the wire: mixtures, blocks, low-resolution images, modules of somebody else's, and
+//! their known answers.
 
 use std::path::Path;
 
@@ -19,9 +20,11 @@ use tonic::Code;
 use crate::harness::{Daemon, config, read, refusal, spec};
 
 /// Enlarges images of one channel, block after block.
-const LARGER: &str = "encoder_pre_blocks_torchscript";
+const LARGER: &str = "image_transformer/encoder_pre_blocks_torchscript";
 /// Decides three channels in one step, by a mixture.
-const MIXTURE: &str = "mixture_learned_relu_class";
+const MIXTURE: &str = "image_transformer/mixture_learned_relu_class";
+/// In as many forms: scripted with a state to go on from, bound to a batch of four, with a first token, all channels at once.
+const MODULES: [&str; 4] = ["scripted_steps", "traced_planes_mixture", "traced_sequence", "scripted_factorised_low"];
 const LOW: ImageShape = ImageShape { height: 2, width: 3, channels: 1, levels: 17 };
 
 #[derive(Deserialize)]
@@ -43,7 +46,7 @@ struct Sample {
 }
 
 async fn start(case: &str, backend: Backend) -> (Daemon, Manifest, Golden) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/image_transformer").join(case);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case);
     let golden = serde_json::from_slice(&std::fs::read(folder.join("golden.json")).unwrap()).unwrap();
     let source = repository::Source::Directory(folder);
     let manifest = repository::manifest(&source).unwrap();
@@ -71,18 +74,29 @@ async fn a_model_tells_its_blocks_and_which_low_resolution_image_it_needs() {
 /// From nothing and from half of its values, taken in at once and step by step.
 #[tokio::test]
 async fn every_seed_draws_what_the_reference_draws_and_scores_as_it_says() {
-    for (case, backend) in [(LARGER, Backend::Native), (MIXTURE, Backend::Native), (MIXTURE, Backend::Torch)] {
-        let (daemon, manifest, golden) = start(case, backend).await;
+    let own = [(LARGER, Backend::Native), (MIXTURE, Backend::Native), (MIXTURE, Backend::Torch)];
+    let modules = MODULES.map(|case| (format!("torchscript/{case}"), Backend::Native));
+    for (case, backend) in own.map(|(case, backend)| (case.to_owned(), backend)).into_iter().chain(modules) {
+        let (daemon, manifest, golden) = start(&case, backend).await;
         let (shape, order) = (manifest.shape, manifest.order);
         assert!(!golden.samples.is_empty());
         for sample in golden.samples {
             let canvas = Canvas::from_raster(shape, order, &sample.values).unwrap();
             let values = codec::values_to_raw(canvas.values(), shape);
             let half = values.len() / 2 / shape.channels() as usize * shape.channels() as usize;
-            let low = sample.low.as_ref().map(|low| Image {
-                data: codec::encode_png(low, manifest.condition.low.unwrap()).unwrap().into(),
-                encoding: ImageEncoding::Png.into(),
-                shape: Some(LOW),
+            let low = sample.low.as_ref().map(|low| {
+                let given = manifest.condition.low.unwrap();
+                let shape = ImageShape {
+                    height: given.height(),
+                    width: given.width(),
+                    channels: given.channels(),
+                    levels: given.levels(),
+                };
+                let image = match codec::encode_png(low, given) {
+                    Ok(png) => Image { data: png.into(), encoding: ImageEncoding::Png.into(), shape: None },
+                    Err(_) => raw(&codec::values_to_raw(low, given)),
+                };
+                Image { shape: Some(shape), ..image }
             });
             let conditioning = |prefix: &[u8]| Conditioning {
                 class_label: sample.class,

@@ -135,7 +135,12 @@ impl Flags {
         let said = String::from_utf8_lossy(&done.stderr);
         match (done.status.code(), serde_json::from_slice(&done.stdout)) {
             (Some(0), Ok(answer)) => Ok(answer),
-            (Some(64), _) => Err(Failure::Usage(said.trim().trim_start_matches("error: ").to_owned())),
+            (Some(64), _) => {
+                let said = said.trim().trim_start_matches("error: ");
+                let limited = said.contains("bad_alloc") || said.contains("allocate memory");
+                let hint = format!("\nthe probing process may have {} of memory (--memory-limit)", self.memory_limit);
+                Err(Failure::Usage(format!("{said}{}", if limited { hint.as_str() } else { "" })))
+            }
             _ => Err(Failure::Usage(format!(
                 "the probing process ended by itself ({}); it may have {} of memory (--memory-limit). It said: {}",
                 done.status,

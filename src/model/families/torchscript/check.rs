@@ -143,6 +143,22 @@ pub(super) fn buckets(module: &Module, largest: usize) -> Result<Buckets, ModelE
     Ok(Buckets { sizes: agreeing, alone: false })
 }
 
+/// Whether an image at either end of a batch of `size` gets the same, whatever the others are.
+pub(super) fn apart(module: &Module, size: usize) -> Result<bool, ModelError> {
+    let shape = module.config.shape;
+    for place in [0, size.saturating_sub(1)] {
+        let beside = |other: u32| -> Result<Vec<f32>, ModelError> {
+            let image = |at: usize| any_image(shape, if at == place { 1 } else { other });
+            let given = passes(module, &(0..size).map(image).collect::<Vec<_>>(), size, shape.height())?;
+            Ok(given.get(place).cloned().unwrap_or_default())
+        };
+        if !close(&beside(2)?, &beside(3)?) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// A step that looks at what it must not know. Places are those in raster order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(

@@ -271,6 +271,12 @@ impl Probe<'_> {
         let batch = reading.batch as usize;
         let buckets = Buckets::of(batch);
         let shape = reading.shape;
+        // What takes the images for parts of one, or parts for images, could look causal otherwise.
+        let mixed = |&size: &u32| self.fits(&module, size) && !check::apart(&module, size as usize).unwrap_or(false);
+        if [reading.batch, 2].iter().any(mixed) {
+            self.said.insert("images of a batch change each other".to_owned());
+            return None;
+        }
         let cuts = check::cuts(shape.values(), CUTS);
         match check::leak(&module, &buckets, &check::places(shape, Order::Raster), &cuts) {
             Ok(None) => {}
