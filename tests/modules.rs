@@ -15,7 +15,11 @@ fn goldens(part: &str) -> PathBuf {
 }
 
 fn pixeld(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_pixeld")).env("PIXELD__MODELS__EMBEDDED", "false").args(arguments).output().unwrap()
+    Command::new(env!("CARGO_BIN_EXE_pixeld"))
+        .env("PIXELD__MODELS__EMBEDDED", "false")
+        .args(arguments)
+        .output()
+        .unwrap()
 }
 
 fn said(output: &Output) -> String {

@@ -103,7 +103,8 @@ fn drawn_by(model: &Model) -> Option<&str> {
 /// The models as a table with a line for each, and below it why any of them is not ready.
 pub(super) fn table(models: &[Model]) -> String {
     let heads = [
-        "NAME", "STATE", "FAMILY", "SHAPE", "LEVELS", "FROM", "CLASSES", "SLOTS", "MEMORY", "STEP", "BITS/DIM", "REVISION",
+        "NAME", "STATE", "FAMILY", "SHAPE", "LEVELS", "FROM", "CLASSES", "SLOTS", "MEMORY", "STEP", "BITS/DIM",
+        "REVISION",
     ];
     let mut rows = vec![heads.map(str::to_owned)];
     rows.extend(models.iter().map(|model| {
@@ -173,8 +174,7 @@ mod tests {
             ..Model::default()
         };
         let low_resolution_shape = Some(ImageShape { height: 4, width: 3, channels: 3, levels: 4 });
-        let larger =
-            Model { name: "models/larger".into(), low_resolution_shape, recomputes: false, ..good.clone() };
+        let larger = Model { name: "models/larger".into(), low_resolution_shape, recomputes: false, ..good.clone() };
         let linked =
             Model { name: "models/linked".into(), low_resolution_model: "models/good".into(), ..larger.clone() };
         let bad = Model {

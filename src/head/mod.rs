@@ -93,9 +93,7 @@ impl Head {
         let value = *canvas.values().get(rank as usize).ok_or(NotFinite)?;
         match self {
             Head::Categorical => categorical::log_prob(row, value),
-            Head::FactorisedCategorical => {
-                categorical::log_prob(self.logits_of(row, canvas.shape(), rank)?, value)
-            }
+            Head::FactorisedCategorical => categorical::log_prob(self.logits_of(row, canvas.shape(), rank)?, value),
             Head::LogisticMixture { components } => {
                 mixture::log_prob(row, components, canvas.shape(), self.earlier(canvas, rank), value)
             }

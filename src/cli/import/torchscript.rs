@@ -152,9 +152,8 @@ impl Flags {
 
     fn probe(&self) -> Result<Found, Failure> {
         let examples = self.examples.as_deref().map(|path| self.examples(path)).transpose()?.unwrap_or_default();
-        limit(self.memory_limit.as_u64(), self.time_limit.as_secs()).map_err(|error| {
-            Failure::Internal(format!("the limits of the probing process cannot be set: {error}"))
-        })?;
+        limit(self.memory_limit.as_u64(), self.time_limit.as_secs())
+            .map_err(|error| Failure::Internal(format!("the limits of the probing process cannot be set: {error}")))?;
         torch::limit_threads(1);
         let hints = Hints {
             name: package::name_of(&self.out).map_err(refused)?.to_owned(),

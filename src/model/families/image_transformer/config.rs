@@ -101,7 +101,8 @@ impl Config {
             fields.word("positions", &[("sinusoidal", Positions::Sinusoidal), ("learned", Positions::Learned)]);
         let norm = fields.word("norm", &[("post", Norm::Post), ("pre", Norm::Pre)]);
         if manifest.head == Head::FactorisedCategorical {
-            fields.refuse("input", "must predict values: head.kind = \"factorised_categorical\" is not for this family");
+            fields
+                .refuse("input", "must predict values: head.kind = \"factorised_categorical\" is not for this family");
         }
         let low = manifest.condition.low;
         let encoder_layers = low.and_then(|_| fields.number("encoder_layers", 1..=MAX_LAYERS));

@@ -74,7 +74,9 @@ impl Layers<'_, '_> {
         }
         let weight = self.weights.take("head.weight")?;
         let head = match self.config.head {
-            Head::Categorical | Head::FactorisedCategorical => Linear { weight, bias: Some(self.weights.take("head.bias")?), ..Linear::default() },
+            Head::Categorical | Head::FactorisedCategorical => {
+                Linear { weight, bias: Some(self.weights.take("head.bias")?), ..Linear::default() }
+            }
             Head::LogisticMixture { components } => {
                 let places = self.config.layout.places(components, self.config.head.width(self.config.shape));
                 let places: Vec<i64> = places.into_iter().map(|place| place as i64).collect();

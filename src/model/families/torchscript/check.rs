@@ -66,7 +66,7 @@ pub(super) fn any_image(shape: Shape, seed: u32) -> Canvas {
     let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
     let mut value = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (u64::from(state) * u64::from(shape.levels()) >> 32) as u16
+        ((u64::from(state) * u64::from(shape.levels())) >> 32) as u16
     };
     let values = (0..shape.values()).map(|_| value()).collect();
     Canvas::with_prefix(shape, values).unwrap_or(Canvas::empty(shape))
@@ -277,7 +277,7 @@ pub(super) fn check_steps(module: &Module, buckets: &Buckets) -> Result<(), Stri
         let steps = vec![i64::from(rank / per_step); padded];
         let given = previous.repeat(padded);
         let (row, after) = module.step(&states, &given, &steps).map_err(described)?;
-        let row = row.f_get(0).and_then(|row| Vec::<f32>::try_from(row)).map_err(|error| error.to_string())?;
+        let row = row.f_get(0).and_then(Vec::<f32>::try_from).map_err(|error| error.to_string())?;
         let at = (config.order.position(shape, rank).raster(shape) / per_step) as usize * width;
         if !close(&row, whole.get(at..at + width).unwrap_or_default()) {
             return Err(format!("must be false: the step at rank {rank} gives other parameters than forward"));

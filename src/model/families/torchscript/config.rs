@@ -121,9 +121,14 @@ impl Config {
             fields.refuse("output", "must not name the axis c: a mixture is over all channels");
         }
         if !output.has(Axis::Parameter) && (shape.levels() != 2 || per_pixel(manifest.head)) {
-            fields.refuse("output", "must name the axis v; without it there is one logit a value, for images of 2 levels");
+            fields.refuse(
+                "output",
+                "must name the axis v; without it there is one logit a value, for images of 2 levels",
+            );
         }
-        if integers == Some(true) && scale.as_ref().is_some_and(|scale| scale.iter().any(|&channel| channel != (1.0, 0.0))) {
+        if integers == Some(true)
+            && scale.as_ref().is_some_and(|scale| scale.iter().any(|&channel| channel != (1.0, 0.0)))
+        {
             fields.refuse("input_scale", "must be \"levels\", without mean and std, where integers go in");
         }
         if start.is_some() && manifest.order != Order::Raster {
@@ -247,4 +252,59 @@ fn batches(fields: &mut Fields<'_>) -> Option<Vec<u32>> {
         return None;
     }
     Some(batches)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str =
+        "input = \"b c h w\"\ninput_type = \"float32\"\ninput_scale = \"unit\"\noutput = \"b (c v) h w\"\n";
+
+    fn read(channels: u32, condition: &str, architecture: &str) -> Result<Config, Vec<String>> {
+        let text = format!(
+            "format = 1\nname = \"m\"\nfamily = \"torchscript\"\n[image]\nheight = 2\nwidth = 4\nchannels = {channels}\n\
+             levels = 5\norder = \"raster\"\n[head]\nkind = \"categorical\"\n{condition}\n[architecture]\n{architecture}"
+        );
+        let fields = |faults: Violations| faults.iter().map(|fault| fault.field.clone()).collect();
+        Config::read(&Manifest::parse(text.as_bytes()).unwrap()).map_err(fields)
+    }
+
+    #[test]
+    fn every_fault_is_found_under_its_key() {
+        assert!(read(3, "", GOOD).is_ok());
+        for (given, wanted, key) in [
+            ("b c h w", "b h w", "input"),
+            ("b c h w", "b c h w v", "input"),
+            ("b (c v) h w", "b v h w", "output"),
+            ("b (c v) h w", "b c h w", "output"),
+            ("float32", "int64", "input_scale"),
+            ("\"unit\"", "\"unit\"\nmean = [1, 2]", "mean"),
+            ("\"unit\"", "\"unit\"\nstd = [0.0]", "std"),
+            ("\"unit\"", "\"unit\"\nstart = 5", "start"),
+            ("\"unit\"", "\"unit\"\nbatches = [0]", "batches"),
+            ("\"unit\"", "\"unit\"\narguments = [\"image\", \"class\"]", "arguments"),
+            ("\"unit\"", "\"unit\"\nbatchs = [1]", "batchs"),
+        ] {
+            let faults = read(3, "", &GOOD.replace(given, wanted)).unwrap_err();
+            assert_eq!(faults, [format!("architecture.{key}")], "{wanted}");
+        }
+        let labelled = format!("{GOOD}arguments = [\"image\", \"class\"]");
+        let faults = read(3, "[condition]\nclasses = 2", &labelled).unwrap_err();
+        assert_eq!(faults, ["architecture.null_class"], "an image without a class has no label");
+        assert!(read(3, "[condition]\nclasses = 2\nrequired = true", &labelled).is_ok());
+    }
+
+    #[test]
+    fn a_level_goes_in_as_the_manifest_says() {
+        let numbers = |lines: &str| {
+            let config = read(3, "", &GOOD.replace("input_scale = \"unit\"", lines)).unwrap();
+            config.scale.iter().map(|&(factor, offset)| 3.0 * factor + offset).collect::<Vec<_>>()
+        };
+        assert_eq!(numbers("input_scale = \"levels\""), [3.0; 3]);
+        assert_eq!(numbers("input_scale = \"unit\""), [0.75; 3]);
+        assert_eq!(numbers("input_scale = \"signed\""), [0.5; 3]);
+        let standard = "input_scale = \"unit\"\nmean = [0.25, 0.5, 0.75]\nstd = [0.5, 0.25, 1]";
+        assert_eq!(numbers(standard), [1.0, 1.0, 0.0]);
+    }
 }

@@ -86,7 +86,8 @@ impl Module {
     ) -> Result<Tensor, TchError> {
         let channels = shape.channels() as usize;
         let each = (rows * shape.width()) as usize * channels;
-        let first_rows = raster.chunks_exact(shape.values() as usize).map(|image| image.get(..each).unwrap_or_default());
+        let first_rows =
+            raster.chunks_exact(shape.values() as usize).map(|image| image.get(..each).unwrap_or_default());
         let mut numbers = Vec::with_capacity(images * each);
         for image in first_rows {
             let begins = numbers.len();
@@ -123,7 +124,8 @@ impl Module {
             }
             Argument::Low | Argument::Image => {
                 let shape = self.config.condition.low.unwrap_or(self.config.shape);
-                let values = |condition: &&Condition| condition.low.iter().flat_map(|low| low.to_vec()).collect::<Vec<_>>();
+                let values =
+                    |condition: &&Condition| condition.low.iter().flat_map(|low| low.to_vec()).collect::<Vec<_>>();
                 let raster: Vec<u16> = conditions.iter().flat_map(values).collect();
                 self.image(&raster, shape, conditions.len(), shape.height(), None)
             }
@@ -144,7 +146,8 @@ impl Module {
             let [.., channels, parameters] = &mut lengths;
             (*channels, *parameters) = (1, head.width(*shape) as i64);
         }
-        let spread = pattern.spread(&output.f_to_kind(Kind::Float)?, &lengths).map_err(|error| failed("output", &error))?;
+        let spread =
+            pattern.spread(&output.f_to_kind(Kind::Float)?, &lengths).map_err(|error| failed("output", &error))?;
         let spread = if single { Tensor::f_cat(&[spread.f_zeros_like()?, spread], 4)? } else { spread };
         Ok(match &self.places {
             Some(places) => spread.f_index_select(4, &Tensor::f_from_slice(places)?)?,

@@ -26,9 +26,25 @@ const BATCHES: [u32; 9] = [2, 1, 4, 8, 16, 32, 64, 128, 256];
 const INPUTS: [&str; 6] = ["b c h w", "b h w c", "b (h w c)", "b h (w c)", "b (c h w)", "(h w c) b"];
 /// Ways for parameters to come out. Which is meant where several have the shape, only images can tell.
 const OUTPUTS: [&str; 19] = [
-    "b c v h w", "b v c h w", "b (c v) h w", "b (v c) h w", "b v h w", "b h w c v", "b h w (c v)", "b h w (v c)", "b h w v",
-    "b (h w c) v", "b v (h w c)", "(h w c) b v", "b (h w) v", "b (h w) (c v)", "(h w) b v", "(b h w c) v", "(b h w) v",
-    "b c h w", "b (h w c)",
+    "b c v h w",
+    "b v c h w",
+    "b (c v) h w",
+    "b (v c) h w",
+    "b v h w",
+    "b h w c v",
+    "b h w (c v)",
+    "b h w (v c)",
+    "b h w v",
+    "b (h w c) v",
+    "b v (h w c)",
+    "(h w c) b v",
+    "b (h w) v",
+    "b (h w) (c v)",
+    "(h w) b v",
+    "(b h w c) v",
+    "(b h w) v",
+    "b c h w",
+    "b (h w c)",
 ];
 /// Steps that are looked at for a leak.
 const CUTS: u32 = 256;
@@ -110,13 +126,16 @@ impl Probe<'_> {
         let channels = self.hints.channels.map_or(vec![3, 1], |channels| vec![channels]);
         let sizes = self.hints.size.map_or(SIZES.map(|side| [side; 2]).to_vec(), |size| vec![size]);
         for (&size, &channels) in sizes.iter().flat_map(|size| channels.iter().map(move |channels| (size, channels))) {
-            let shape = Shape::new(size[0], size[1], channels, self.hints.levels).map_err(|faults| faults.to_string())?;
+            let shape =
+                Shape::new(size[0], size[1], channels, self.hints.levels).map_err(|faults| faults.to_string())?;
             readings.extend(self.of_shape(shape));
         }
         let shapes: BTreeSet<_> = readings.iter().map(|reading| size(reading.shape)).collect();
         if shapes.len() > 1 {
             let shapes = shapes.into_iter().collect::<Vec<_>>().join(", ");
-            return Err(format!("the module takes images of several sizes ({shapes}): say --height, --width and --channels"));
+            return Err(format!(
+                "the module takes images of several sizes ({shapes}): say --height, --width and --channels"
+            ));
         }
         self.choose(readings)
     }
@@ -147,19 +166,19 @@ impl Probe<'_> {
 
     /// Ways to call it, the usual first.
     fn calls(&self, shape: Shape) -> Vec<Reading> {
+        let low: &[&'static str] = if self.hints.low.is_some() { &["low"] } else { &[] };
+        let class: &[&'static str] = if self.hints.classes > 0 { &["class", "class_one_hot"] } else { &[] };
         let mut orders = vec![vec!["image"]];
-        let mut extras = Vec::new();
-        if self.hints.low.is_some() {
-            extras.push(vec!["low"]);
-        }
-        if self.hints.classes > 0 {
-            extras.push(vec!["class", "class_one_hot"]);
-        }
-        for kinds in extras {
-            let place = |order: &Vec<&'static str>, kind: &'static str| {
-                (0..=order.len()).rev().map(|at| [&order[..at], &[kind], &order[at..]].concat()).collect::<Vec<_>>()
+        for kinds in [low, class].into_iter().filter(|kinds| !kinds.is_empty()) {
+            let with = |order: &Vec<&'static str>, kind, at: usize| {
+                let mut order = order.clone();
+                order.insert(at, kind);
+                order
             };
-            orders = orders.iter().flat_map(|order| kinds.iter().flat_map(|&kind| place(order, kind)).collect::<Vec<_>>()).collect();
+            let anywhere = |order: &Vec<&'static str>| -> Vec<_> {
+                kinds.iter().flat_map(|kind| (0..=order.len()).rev().map(|at| with(order, *kind, at))).collect()
+            };
+            orders = orders.iter().flat_map(anywhere).collect();
         }
         let mut calls = Vec::new();
         for arguments in orders {
@@ -193,9 +212,9 @@ impl Probe<'_> {
 
     /// Calls the module as `reading` says; the shapes of its results, none if it does not take that.
     fn call(&mut self, reading: &Reading) -> Vec<Vec<i64>> {
-        let given = self.build(reading).and_then(|module| {
-            self.forward(&module, reading.batch).map_err(|error| error.to_string())
-        });
+        let given = self
+            .build(reading)
+            .and_then(|module| self.forward(&module, reading.batch).map_err(|error| error.to_string()));
         match given {
             Ok(shapes) => {
                 self.shapes.extend(shapes.iter().map(|shape| format!("{shape:?}")));
@@ -249,8 +268,10 @@ impl Probe<'_> {
                     let head = Head::LogisticMixture { components };
                     let width = head.width(shape) as i64;
                     if pattern.shape(&lengths(1, width)) == given && width != levels {
-                        let layouts: &[&'static str] = if shape.channels() == 3 { &["oai", "saha", "t2t"] } else { &["saha"] };
-                        let known = |layout: &&&'static str| self.hints.layout.as_ref().is_none_or(|known| known == **layout);
+                        let layouts: &[&'static str] =
+                            if shape.channels() == 3 { &["oai", "saha", "t2t"] } else { &["saha"] };
+                        let known =
+                            |layout: &&&'static str| self.hints.layout.as_ref().is_none_or(|known| known == **layout);
                         layouts.iter().filter(known).for_each(|layout| add(head, layout));
                     }
                 }
@@ -281,8 +302,14 @@ impl Probe<'_> {
         match check::leak(&module, &buckets, &check::places(shape, Order::Raster), &cuts) {
             Ok(None) => {}
             Ok(Some(leak)) => {
-                let orders = [("column by column", columns(shape)), ("channel by channel", planes(shape)), ("backwards", backwards(shape))];
-                let other = orders.into_iter().find(|(_, places)| matches!(check::leak(&module, &buckets, places, &cuts), Ok(None)));
+                let orders = [
+                    ("column by column", columns(shape)),
+                    ("channel by channel", planes(shape)),
+                    ("backwards", backwards(shape)),
+                ];
+                let other = orders
+                    .into_iter()
+                    .find(|(_, places)| matches!(check::leak(&module, &buckets, places, &cuts), Ok(None)));
                 self.leak = Some((leak, other.map_or("", |(name, _)| name)));
                 return None;
             }
@@ -291,7 +318,8 @@ impl Probe<'_> {
                 return None;
             }
         }
-        let others = BATCHES.into_iter().filter(|&size| self.forward(&module, size).is_ok_and(|_| self.fits(&module, size)));
+        let others =
+            BATCHES.into_iter().filter(|&size| self.forward(&module, size).is_ok_and(|_| self.fits(&module, size)));
         let mut taken: Vec<u32> = others.collect();
         taken.sort_unstable();
         // Whoever takes three takes any.
@@ -318,7 +346,8 @@ impl Probe<'_> {
 
     /// Of readings with other scales and layouts, the one under which the examples are likeliest; without examples the first.
     fn choose(&self, readings: Vec<Reading>) -> Result<Found, String> {
-        let scales = |reading: &Reading| if reading.integers { vec!["levels"] } else { vec!["signed", "unit", "levels"] };
+        let scales =
+            |reading: &Reading| if reading.integers { vec!["levels"] } else { vec!["signed", "unit", "levels"] };
         let mut all: Vec<(Option<f64>, Reading)> = Vec::new();
         for reading in &readings {
             for scale in scales(reading) {
@@ -337,14 +366,20 @@ impl Probe<'_> {
         let mut all = all.into_iter();
         let Some((bits, reading)) = all.next() else { return Err(self.refusal()) };
         let describe = |bits: Option<f64>| bits.map_or(String::new(), |bits| format!(": {bits:.4} bits/dim"));
-        let others: Vec<String> = all.map(|(bits, other)| format!("{}{}", differences(&reading, &other), describe(bits))).collect();
-        let mut notes = format!("# Found by probing, with {} values changed in turn: no step sees what is still to come.\n", check::cuts(reading.shape.values(), CUTS).len());
+        let others: Vec<String> =
+            all.map(|(bits, other)| format!("{}{}", differences(&reading, &other), describe(bits))).collect();
+        let mut notes = format!(
+            "# Found by probing, with {} values changed in turn: no step sees what is still to come.\n",
+            check::cuts(reading.shape.values(), CUTS).len()
+        );
         match bits {
             Some(bits) => {
                 let _ = writeln!(notes, "# The example images take {bits:.4} bits/dim.");
             }
             None if !others.is_empty() => {
-                notes.push_str("# ASSUMED, since nothing but images can tell (see --examples); these would fit as well:\n");
+                notes.push_str(
+                    "# ASSUMED, since nothing but images can tell (see --examples); these would fit as well:\n",
+                );
             }
             None => {}
         }
@@ -370,7 +405,11 @@ impl Probe<'_> {
 
     fn refusal(&self) -> String {
         if let Some((leak, order)) = &self.leak {
-            let known = if order.is_empty() { String::new() } else { format!("; it is causal {order}, an order that is not served") };
+            let known = if order.is_empty() {
+                String::new()
+            } else {
+                format!("; it is causal {order}, an order that is not served")
+            };
             return format!("{leak}{known}");
         }
         let list = |all: &BTreeSet<String>| all.iter().take(8).cloned().collect::<Vec<_>>().join("\n  ");
@@ -431,7 +470,10 @@ impl Probe<'_> {
             "format = 1\nname = \"{name}\"\nfamily = \"torchscript\"\ndescription = \"Imported TorchScript module\"\n\n[image]\n\
              height = {}\nwidth = {}\nchannels = {}\nlevels = {}\norder = \"raster\"\n\n[head]\n{head}\n{condition}\n\
              [architecture]\n{notes}{}\n",
-            shape.height(), shape.width(), shape.channels(), shape.levels(),
+            shape.height(),
+            shape.width(),
+            shape.channels(),
+            shape.levels(),
             architecture(reading, self.hints).join("\n"),
         )
     }
