@@ -13,6 +13,7 @@ pub mod image;
 pub mod import;
 pub mod job;
 pub mod machine;
+pub mod metric;
 pub mod model;
 pub mod noise;
 pub mod repository;

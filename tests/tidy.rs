@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 const MAY_NAME: &[(&str, &[&str])] = &[
     ("error", &[]),
     ("machine", &[]),
+    ("metric", &[]),
     ("image", &["error"]),
     ("noise", &["image"]),
     ("head", &["image", "error"]),
@@ -21,10 +22,10 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("import", &["repository", "model", "spec", "error"]),
     ("job", &["model", "spec", "head", "image", "error"]),
     ("sched", &["job", "model", "image"]),
-    ("engine", &["sched", "job", "model", "spec", "head", "noise", "image", "error", "machine"]),
+    ("engine", &["sched", "job", "model", "spec", "head", "noise", "image", "error", "machine", "metric"]),
     ("config", &["engine", "job", "spec", "error", "machine"]),
-    ("telemetry", &["config"]),
-    ("rpc", &["engine", "job", "model", "spec", "head", "noise", "image", "error"]),
+    ("telemetry", &["config", "metric"]),
+    ("rpc", &["engine", "job", "model", "spec", "head", "noise", "image", "error", "metric"]),
 ];
 
 /// Libraries that belong to one room.

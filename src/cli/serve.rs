@@ -1,5 +1,7 @@
 //! `pixeld serve`: the daemon.
 
+use std::time::Duration;
+
 use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -7,7 +9,9 @@ use super::failure::Failure;
 use super::source::{Settings, start_log};
 use super::{output, packages};
 use crate::app::App;
+use crate::engine::{self, catalogue::Catalogue};
 use crate::rpc::Listener;
+use crate::telemetry::metrics;
 
 const AFTER_HELP: &str = "\
 Prints `listening on ADDRESS` to standard output once clients can connect, `ready` once no model loads any more, and logs to standard error. The first SIGTERM
@@ -39,8 +43,16 @@ impl Serve {
             Failure::Usage(format!("cannot listen on {address}: {error}; choose another with --listen"))
         })?;
         let bound = listener.local_addr().map_err(|error| Failure::Internal(error.to_string()))?;
+        if let Some(listen) = config.metrics.listen {
+            metrics::serve(listen)
+                .map_err(|error| Failure::Usage(format!("metrics.listen: cannot listen on {listen}: {error}")))?;
+        }
         let sources = packages::sources(&config)?;
+        let observing = config.metrics.listen.is_some();
         let app = App::start(config, sources);
+        if observing {
+            tokio::spawn(observe(app.catalogue().clone()));
+        }
         output::line(&format!("listening on {bound}"))?;
 
         let loaded = app.loaded();
@@ -65,6 +77,16 @@ impl Serve {
             ended = serving => ended.map_err(|error| Failure::Internal(error.to_string())),
             () = signals.next() => Err(Failure::Interrupted),
         }
+    }
+}
+
+/// Keeps the gauges as they are.
+async fn observe(catalogue: Catalogue) {
+    let mut ticks = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        ticks.tick().await;
+        engine::observe(&catalogue);
+        metrics::observe_process();
     }
 }
 

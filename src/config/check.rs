@@ -13,7 +13,7 @@ use humantime_serde::re::humantime::{format_duration, parse_duration};
 use tracing_subscriber::EnvFilter;
 
 use super::layers::Setting;
-use super::{Config, Engine, Log, Models, Server};
+use super::{Config, Engine, Log, Metrics, Models, Server};
 use crate::engine::EngineConfig;
 use crate::error::Violations;
 use crate::job::Limits;
@@ -60,6 +60,7 @@ pub(super) fn check(settings: BTreeMap<String, Setting>) -> Result<Config, Viola
             images_per_request: reader.number("limits.images_per_request", 1..=Limits::MOST),
             items_per_request: reader.number("limits.items_per_request", 1..=Limits::MOST),
         },
+        metrics: Metrics { listen: reader.read("metrics.listen", parse_address_or_none).flatten() },
         log: Log { filter: reader.read("log.filter", parse_filter).unwrap_or_default(), json: reader.flag("log.json") },
     };
     let mut violations = reader.finish();
@@ -139,7 +140,7 @@ impl Reader {
             let mut near: Vec<_> =
                 self.known.iter().filter(|known| known.starts_with(&format!("{section}."))).copied().collect();
             if near.is_empty() {
-                near = vec!["server", "models", "engine", "limits", "log"];
+                near = vec!["server", "models", "engine", "limits", "metrics", "log"];
             }
             self.violations.add(key, format!("is not a setting (from {origin}); there are {}", near.join(", ")));
         }
@@ -153,6 +154,10 @@ fn within<T: PartialOrd, E>(parsed: Result<T, E>, range: &RangeInclusive<T>, rul
 
 fn parse_address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "an IP address and a port, such as 127.0.0.1:50051 or [::]:50051".to_owned())
+}
+
+fn parse_address_or_none(text: &str) -> Result<Option<SocketAddr>, String> {
+    if text.is_empty() { Ok(None) } else { parse_address(text).map(Some) }
 }
 
 fn parse_drain_timeout(text: &str) -> Result<Duration, String> {

@@ -28,6 +28,8 @@ pub struct Config {
     pub engine: Engine,
     /// What a request may ask for.
     pub limits: Limits,
+    /// Where metrics are.
+    pub metrics: Metrics,
     /// What is logged.
     pub log: Log,
 }
@@ -93,6 +95,13 @@ impl Engine {
     pub fn threads(&self) -> u32 {
         self.threads.unwrap_or_else(|| (machine::cores() / self.shards()).max(1))
     }
+}
+
+/// The listener of Prometheus.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Metrics {
+    /// Address and port; `None`: no metrics are collected.
+    pub listen: Option<SocketAddr>,
 }
 
 /// What is logged, to standard error.

@@ -12,7 +12,8 @@ use super::check::AUTO;
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let root = self.models.root.as_deref().map(|root| root.to_string_lossy().into_owned()).unwrap_or_default();
-        let sections: [(&str, &[(&str, Value)]); 5] = [
+        let metrics = self.metrics.listen.map(|listen| listen.to_string()).unwrap_or_default();
+        let sections: [(&str, &[(&str, Value)]); 6] = [
             (
                 "server",
                 &[
@@ -51,6 +52,7 @@ impl fmt::Display for Config {
                     ("items_per_request", self.limits.items_per_request.into()),
                 ],
             ),
+            ("metrics", &[("listen", metrics.into())]),
             ("log", &[("filter", self.log.filter.clone().into()), ("json", self.log.json.into())]),
         ];
         for (index, (name, settings)) in sections.into_iter().enumerate() {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use config::Map;
 
+use super::Metrics;
 use super::layers::DEFAULTS;
 use super::*;
 use crate::error::Violations;
@@ -52,6 +53,7 @@ fn the_defaults_are_those_of_the_example_file() {
             engine: EngineConfig { queue_images: 1024, score_share: 0.25 },
         },
         limits: Limits { images_per_request: 256, items_per_request: 256 },
+        metrics: Metrics::default(),
         log: Log { filter: "info".to_owned(), json: false },
     };
     assert_eq!(load(&isolated()), Ok(expected.clone()));

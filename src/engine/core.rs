@@ -8,6 +8,7 @@ use std::time::Instant;
 use super::event::Promise;
 use super::guarded::Guarded;
 use super::live::Live;
+use super::meter::Meter;
 use super::pass::{Pass, ScoreReply};
 use super::shared::Shard;
 use crate::error::Error;
@@ -71,6 +72,7 @@ pub(super) struct Core {
     /// When all readers were last told what they had not been.
     pub(super) told: Option<Instant>,
     pub(super) shard: Arc<Shard>,
+    pub(super) meter: Meter,
 }
 
 impl Core {
@@ -95,6 +97,7 @@ impl Core {
             pass: Pass::default(),
             told: None,
             stepping: Vec::with_capacity(spec.slots as usize),
+            meter: Meter::new(&spec.name),
             shard,
             spec,
         }

@@ -71,6 +71,8 @@ impl Core {
         outcome.sampling = now.duration_since(began);
         if !plan.advance.is_empty() {
             self.shard.gauges.stepped(outcome.sampling);
+            let values = plan.advance.len() as u32 * self.spec.values_per_step();
+            self.meter.stepped(outcome.sampling, values);
         }
         if let Some(slice) = &plan.score {
             let began = now;
@@ -78,7 +80,9 @@ impl Core {
             now = (self.clock)();
             outcome.scoring = now.duration_since(began);
             let ranks = outcome.scored_to.saturating_sub(slice.from);
-            self.shard.gauges.scored(outcome.scoring, ranks * slice.images.len() as u32);
+            let values = ranks * slice.images.len() as u32;
+            self.shard.gauges.scored(outcome.scoring, values);
+            self.meter.scored(outcome.scoring, values);
         }
         self.shard.gauges.progressed(now);
         Ok(outcome)

@@ -8,6 +8,7 @@ use crate::engine::catalogue::State;
 use crate::engine::{Score, Timing, Usage};
 use crate::image::{Order, Shape, codec};
 use crate::job::Reproducibility;
+use crate::metric;
 use crate::spec::{Backend, ModelSpec, Precision};
 
 /// Characters of a package's own words that a listing repeats: room for every fault that is kept of an honest one, and
@@ -92,7 +93,12 @@ pub(super) fn usage(usage: Usage) -> proto::Usage {
     }
 }
 
-pub(super) fn timing(timing: Timing) -> proto::Timing {
+/// Where the time of a request to `model` went, which is also counted.
+pub(super) fn timing(model: &str, timing: Timing) -> proto::Timing {
+    metrics::histogram!(metric::QUEUE_SECONDS.name, "model" => model.to_owned()).record(timing.queue);
+    if !timing.first_value.is_zero() {
+        metrics::histogram!(metric::FIRST_VALUE_SECONDS.name, "model" => model.to_owned()).record(timing.first_value);
+    }
     proto::Timing {
         queue_duration: duration(timing.queue),
         prefill_duration: duration(timing.prefill),

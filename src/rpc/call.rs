@@ -1,6 +1,8 @@
 //! What every call goes through before its service: deadline, span, one line in the access log, a count of open calls.
 
+use std::collections::BTreeSet;
 use std::pin::Pin;
+use std::sync::LazyLock;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -8,6 +10,8 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::{Bytes, Incoming};
+use prost::Message;
+use prost_types::FileDescriptorSet;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::{Code, Status};
@@ -15,9 +19,11 @@ use tower::Service;
 use tracing::{Instrument, Span};
 
 use super::deadline::{self, Deadline};
+use super::proto;
 use super::status::{cut, status};
 use super::upload::Uploads;
 use crate::error::{Error, Violations};
+use crate::metric;
 
 /// Where health is asked for.
 const HEALTH: &str = "/grpc.health.";
@@ -63,7 +69,8 @@ where
         let span =
             tracing::info_span!("call", method, request_id = tracing::field::Empty, model = tracing::field::Empty);
         let (started, probe, _open) = (Instant::now(), request.uri().path().starts_with(HEALTH), self.open.token());
-        let record = Record { started, code: None, probe, span: span.clone(), _open };
+        let record =
+            Record { started, method: known(request.uri().path()), code: None, probe, span: span.clone(), _open };
         if !speaks_grpc(request.headers()) {
             let mut refusal = refusal(status(&bad("content-type", format!("must be {GRPC}"))), record);
             *refusal.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
@@ -130,9 +137,31 @@ fn in_our_words(answer: Response<tonic::body::Body>) -> Response<tonic::body::Bo
     }
 }
 
+/// Every method that is served, as a path.
+static METHODS: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
+    [proto::DESCRIPTORS, tonic_health::pb::FILE_DESCRIPTOR_SET]
+        .into_iter()
+        .filter_map(|set| FileDescriptorSet::decode(set).ok())
+        .flat_map(|set| set.file)
+        .flat_map(|file| {
+            let package = file.package().to_owned();
+            file.service.into_iter().flat_map(move |service| {
+                let service_name = format!("/{package}.{}/", service.name());
+                service.method.into_iter().map(move |method| format!("{service_name}{}", method.name()))
+            })
+        })
+        .collect()
+});
+
+/// `path` if it is a method that is served: what else clients ask for has no end, and must not become as many metrics.
+fn known(path: &str) -> &'static str {
+    METHODS.get(path).map_or("other", String::as_str)
+}
+
 /// One call, for the log. Written when the answer has been handed over, or was dropped on the way.
 struct Record {
     started: Instant,
+    method: &'static str,
     code: Option<Code>,
     /// Probes come every few seconds and say nothing new.
     probe: bool,
@@ -152,7 +181,10 @@ impl Drop for Record {
     fn drop(&mut self) {
         // Nobody took the end of the answer: the client is gone.
         let code = self.code.unwrap_or(Code::Cancelled);
-        let elapsed_ms = self.started.elapsed().as_secs_f64() * 1e3;
+        let elapsed = self.started.elapsed();
+        metrics::counter!(metric::REQUESTS.name, "method" => self.method, "code" => format!("{code:?}")).increment(1);
+        metrics::histogram!(metric::REQUEST_SECONDS.name, "method" => self.method).record(elapsed);
+        let elapsed_ms = elapsed.as_secs_f64() * 1e3;
         self.span.in_scope(|| match self.probe {
             false => tracing::info!(?code, elapsed_ms, "call ended"),
             true => tracing::debug!(?code, elapsed_ms, "call ended"),

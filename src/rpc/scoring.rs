@@ -107,7 +107,7 @@ impl Scorings {
         Ok(ScoreImagesResponse {
             scores: scores.collect(),
             model_revision: spec.revision.clone(),
-            timing: Some(answer::timing(timing)),
+            timing: Some(answer::timing(&spec.name, timing)),
         })
     }
 

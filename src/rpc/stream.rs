@@ -67,7 +67,7 @@ impl Facts {
 
     /// Checksums of images of which nothing was sampled yet.
     pub(super) fn checksums(&self) -> Checksums {
-        Checksums { shape: self.spec.shape, crc32c: vec![self.prefix_crc; self.started.image_count as usize] }
+        Checksums { spec: Arc::clone(&self.spec), crc32c: vec![self.prefix_crc; self.started.image_count as usize] }
     }
 }
 
@@ -82,14 +82,14 @@ fn unit(job: &SampleJob, shape: Shape) -> u32 {
 /// CRC-32C of each image's raw values so far.
 #[derive(Clone, Debug)]
 pub(super) struct Checksums {
-    shape: Shape,
+    spec: Arc<ModelSpec>,
     crc32c: Vec<u32>,
 }
 
 impl Checksums {
     /// Takes in a run; returns its raw form.
     pub(super) fn take_in(&mut self, run: &Run) -> Vec<u8> {
-        let raw = codec::values_to_raw(&run.values, self.shape);
+        let raw = codec::values_to_raw(&run.values, self.spec.shape);
         if let Some(crc) = self.crc32c.get_mut(run.image as usize) {
             *crc = crc32c::crc32c_append(*crc, &raw);
         }
@@ -109,7 +109,7 @@ impl Checksums {
         let images = low.iter().map(|low| answer::image(&low.values, low.shape, encoding));
         Ok(proto::GenerationCompleted {
             usage: Some(answer::usage(summary.usage)),
-            timing: Some(answer::timing(summary.timing)),
+            timing: Some(answer::timing(&self.spec.name, summary.timing)),
             crc32c: self.crc32c,
             low_resolution_images: images.collect::<Result<_, _>>().map_err(Error::EngineFault)?,
             low_resolution_log_likelihoods: low.iter().map(|low| low.log_likelihood).collect(),

@@ -1,4 +1,6 @@
-//! What the process says about itself while it runs: a log on standard error.
+//! What the process says about itself while it runs: a log on standard error, and metrics.
+
+pub mod metrics;
 
 use std::io::IsTerminal;
 

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use pixeld::app::{App, AppError, Source};
-use pixeld::config::{Config, Engine, Log, Models, Server};
+use pixeld::config::{Config, Engine, Log, Metrics, Models, Server};
 use pixeld::engine::catalogue::{Catalogue, State};
 use pixeld::engine::{EngineConfig, Handle};
 use pixeld::image::Shape;
@@ -61,6 +61,7 @@ pub(crate) fn config() -> Config {
             engine: EngineConfig { queue_images: QUEUE, score_share: 0.5 },
         },
         limits: Limits { images_per_request: 16, items_per_request: 8 },
+        metrics: Metrics::default(),
         log: Log { filter: "off".into(), json: false },
     }
 }

@@ -1,0 +1,108 @@
+//! The metrics there are: their names and what they mean, in one list. Whoever records one names it from here; what nobody
+//! exports costs nothing (`telemetry::metrics`).
+
+/// One metric.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Metric {
+    /// Its name in Prometheus.
+    pub name: &'static str,
+    /// How it is counted.
+    pub kind: Kind,
+    /// What it is divided by.
+    pub labels: &'static [&'static str],
+    /// One line for people.
+    pub help: &'static str,
+}
+
+/// How a metric is counted.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Kind {
+    /// It only grows.
+    Counter,
+    /// It is as it is now.
+    Gauge,
+    /// A histogram of seconds, in buckets that grow from the first by a half and more.
+    Seconds {
+        /// Upper end of the first bucket.
+        first: f64,
+    },
+}
+
+const fn counter(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Metric {
+    Metric { name, kind: Kind::Counter, labels, help }
+}
+
+const fn gauge(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Metric {
+    Metric { name, kind: Kind::Gauge, labels, help }
+}
+
+const fn seconds(name: &'static str, first: f64, labels: &'static [&'static str], help: &'static str) -> Metric {
+    Metric { name, kind: Kind::Seconds { first }, labels, help }
+}
+
+/// Calls.
+pub const REQUESTS: Metric = counter("pixeld_requests_total", &["method", "code"], "Calls that ended, by gRPC status");
+/// Their length.
+pub const REQUEST_SECONDS: Metric =
+    seconds("pixeld_request_seconds", 1e-4, &["method"], "From the first header of a call to the end of its answer");
+/// Waiting for a slot.
+pub const QUEUE_SECONDS: Metric =
+    seconds("pixeld_queue_seconds", 1e-5, &["model"], "From the submission of a finished request to its first slot");
+/// Waiting for the first value.
+pub const FIRST_VALUE_SECONDS: Metric = seconds(
+    "pixeld_time_to_first_value_seconds",
+    1e-5,
+    &["model"],
+    "From the submission of a finished sampling request to its first value",
+);
+/// A step.
+pub const STEP_SECONDS: Metric = seconds(
+    "pixeld_step_seconds",
+    5e-6,
+    &["model"],
+    "One decode step of one shard, with draws and what else its tick did",
+);
+/// A slice of scoring.
+pub const SCORE_SECONDS: Metric =
+    seconds("pixeld_score_slice_seconds", 5e-6, &["model"], "One slice of a scoring pass");
+/// Values drawn.
+pub const VALUES: Metric = counter("pixeld_values_sampled_total", &["model"], "Values drawn, of images given up too");
+/// Values scored.
+pub const SCORED: Metric = counter("pixeld_values_scored_total", &["model"], "Values scored");
+/// Slots.
+pub const SLOTS: Metric = gauge("pixeld_slots", &["model"], "Images that can be in the making at once");
+/// Images in slots.
+pub const RUNNING: Metric = gauge("pixeld_images_running", &["model"], "Images in the making");
+/// Images that wait.
+pub const QUEUED: Metric = gauge("pixeld_images_queued", &["model"], "Images waiting for a slot");
+/// Images being scored.
+pub const SCORING: Metric = gauge("pixeld_images_scoring", &["model"], "Images waiting to be scored, or being scored");
+/// Progress.
+pub const PROGRESS_AGE: Metric = gauge(
+    "pixeld_last_progress_age_seconds",
+    &["model"],
+    "Time since the shard that is worst off got something done, 0 without work; much more than a step means that it is stuck",
+);
+/// Readiness.
+pub const READY: Metric = gauge("pixeld_model_ready", &["model"], "1 while the model serves, otherwise 0");
+/// Build.
+pub const BUILD: Metric = gauge("pixeld_build_info", &["version"], "1; the version is a label");
+
+/// All of them.
+pub const ALL: &[Metric] = &[
+    REQUESTS,
+    REQUEST_SECONDS,
+    QUEUE_SECONDS,
+    FIRST_VALUE_SECONDS,
+    STEP_SECONDS,
+    SCORE_SECONDS,
+    VALUES,
+    SCORED,
+    SLOTS,
+    RUNNING,
+    QUEUED,
+    SCORING,
+    PROGRESS_AGE,
+    READY,
+    BUILD,
+];

@@ -1,0 +1,112 @@
+//! What Prometheus finds: every metric that docs/METRICS.md lists, and no other.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests count as product code to clippy")]
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use pixeld::metric::{self, Kind, Metric};
+
+struct Daemon(Child);
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn get(port: u16) -> String {
+    let mut socket = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    socket.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+/// The value of the sample whose name and labels begin with `start`.
+fn sample(answer: &str, start: &str) -> Option<f64> {
+    answer.lines().find(|line| line.starts_with(start))?.rsplit(' ').next()?.parse().ok()
+}
+
+#[test]
+fn every_metric_is_there_counted_and_labelled_as_listed() {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pixeld"));
+    command.args(["serve", "--listen", "127.0.0.1:0", "--set"]).arg(format!("metrics.listen=127.0.0.1:{port}"));
+    let mut daemon = Daemon(command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap());
+    let mut lines = BufReader::new(daemon.0.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let endpoint = format!("http://{}", lines.next().unwrap().trim_start_matches("listening on "));
+    assert_eq!(lines.next().unwrap(), "ready");
+    let pixeld = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pixeld"));
+        command.args(arguments).args(["--endpoint", &endpoint, "--model", "digits"]).output().unwrap()
+    };
+    let held_out = concat!(env!("CARGO_MANIFEST_DIR"), "/models/digits/held_out_images.npy");
+    assert!(pixeld(&["sample", "--count", "3", "--seed", "1"]).status.success());
+    assert!(pixeld(&["score", "--npy", held_out]).status.success());
+    assert!(!pixeld(&["sample", "--class", "10"]).status.success());
+
+    // Gauges are set once a second.
+    let begun = Instant::now();
+    let answer = loop {
+        let answer = get(port);
+        let idle = sample(&answer, "pixeld_images_running{model=\"digits\"}") == Some(0.0);
+        if (idle && sample(&answer, "pixeld_model_ready{model=\"digits\"}") == Some(1.0))
+            || begun.elapsed() > Duration::from_secs(30)
+        {
+            break answer;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    for Metric { name, kind, labels, help } in metric::ALL {
+        let kind = match kind {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Seconds { .. } => "histogram",
+        };
+        assert!(answer.contains(&format!("# HELP {name} {help}\n")), "{name}\n{answer}");
+        assert!(answer.contains(&format!("# TYPE {name} {kind}\n")), "{name}\n{answer}");
+        let start = format!("{name}{}{{", if kind == "histogram" { "_bucket" } else { "" });
+        let line = answer.lines().find(|line| line.starts_with(&start)).unwrap_or_else(|| panic!("{name}\n{answer}"));
+        let found = line[start.len()..line.find('}').unwrap()].split(',').map(|label| label.split('=').next().unwrap());
+        let found: BTreeSet<_> = found.filter(|label| *label != "le").collect();
+        assert_eq!(found, labels.iter().copied().collect(), "{line}");
+    }
+    let listed: BTreeSet<_> = metric::ALL.iter().map(|metric| metric.name).collect();
+    let told = answer.lines().filter_map(|line| line.strip_prefix("# TYPE pixeld_")?.split(' ').next());
+    told.for_each(|name| assert!(listed.contains(format!("pixeld_{name}").as_str()), "{name} is not listed"));
+
+    let model = "{model=\"digits\"}";
+    assert_eq!(sample(&answer, &format!("pixeld_values_sampled_total{model}")), Some(3.0 * 64.0));
+    let scored = sample(&answer, &format!("pixeld_values_scored_total{model}")).unwrap();
+    assert!(scored > 0.0 && scored % 64.0 == 0.0, "{scored}");
+    assert_eq!(sample(&answer, &format!("pixeld_time_to_first_value_seconds_count{model}")), Some(1.0));
+    let refused =
+        "pixeld_requests_total{method=\"/pixeld.v1.GenerationService/StreamGenerateImages\",code=\"InvalidArgument\"}";
+    assert_eq!(sample(&answer, refused), Some(1.0), "{answer}");
+    assert!(sample(&answer, "process_resident_memory_bytes").unwrap() > 1e6);
+}
+
+#[test]
+fn the_list_of_metrics_is_the_one_in_docs() {
+    let mut page = "# Metrics\n\nWhere `metrics.listen` names an address, `GET /metrics` there answers in the format of Prometheus. Gauges are \
+                    set once a second.\nBeside these there are the usual ones of the process (`process_*`).\n\n\
+                    | metric | kind | labels | meaning |\n| :-- | :-- | :-- | :-- |\n"
+        .to_owned();
+    for Metric { name, kind, labels, help } in metric::ALL {
+        let kind = match kind {
+            Kind::Counter => "counter".to_owned(),
+            Kind::Gauge => "gauge".to_owned(),
+            Kind::Seconds { first } => format!("histogram, buckets from {first:e} s"),
+        };
+        page.push_str(&format!("| `{name}` | {kind} | {} | {help} |\n", labels.join(", ")));
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/METRICS.md");
+    let written = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(written == page, "docs/METRICS.md must read:\n{page}");
+}
