@@ -92,10 +92,10 @@ impl Tensor {
             return None;
         }
         let mut strides = vec![1usize; self.shape.len()];
-        let mut elements = 1;
+        let mut elements = 1usize;
         for (stride, &n) in strides.iter_mut().zip(&self.shape).rev() {
             *stride = elements;
-            elements *= n;
+            elements = elements.checked_mul(n)?;
         }
         let shape: Vec<usize> = order.iter().filter_map(|&from| self.shape.get(from).copied()).collect();
         let strides: Vec<usize> = order.iter().filter_map(|&from| strides.get(from).copied()).collect();

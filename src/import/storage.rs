@@ -115,15 +115,18 @@ impl View {
         self.shape.iter().try_fold(1u64, |all, &n| all.checked_mul(n))
     }
 
-    /// Whether every element lies within the storage.
+    /// Whether every element lies within the storage, and there are not more of them than 64 bits can count.
     fn fits(&self) -> bool {
-        if self.elements() == Some(0) {
-            return true;
+        match self.elements() {
+            None => false,
+            Some(0) => true,
+            // No size is 0.
+            Some(_) => {
+                let mut sizes = self.shape.iter().zip(&self.strides);
+                let last = |at: u64, (&n, &stride): (&u64, &u64)| at.checked_add((n - 1).checked_mul(stride)?);
+                sizes.try_fold(self.offset, last).is_some_and(|last| last < self.storage.elements)
+            }
         }
-        let sizes = self.shape.iter().zip(&self.strides);
-        let last =
-            sizes.into_iter().try_fold(self.offset, |at, (&n, &stride)| at.checked_add((n - 1).checked_mul(stride)?));
-        last.is_some_and(|last| last < self.storage.elements)
     }
 
     /// The elements in row-major order, out of the bytes of the storage. The view has been checked.
