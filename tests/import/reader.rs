@@ -216,8 +216,14 @@ fn calls_take_their_own_arguments_only() {
 
 #[test]
 fn tensors_stay_within_their_storages() {
-    let beyond: [(i32, &[i32], &[i32]); 5] =
-        [(0, &[7], &[1]), (1, &[6], &[1]), (0, &[2, 2], &[5, 1]), (i32::MAX, &[1], &[1]), (0, &[i32::MAX; 8], &[0; 8])];
+    let beyond: [(i32, &[i32], &[i32]); 6] = [
+        (0, &[i32::MAX, i32::MAX, i32::MAX, 0], &[0; 4]),
+        (0, &[7], &[1]),
+        (1, &[6], &[1]),
+        (0, &[2, 2], &[5, 1]),
+        (i32::MAX, &[1], &[1]),
+        (0, &[i32::MAX; 8], &[0; 8]),
+    ];
     for (offset, shape, strides) in beyond {
         let object = dict(&[("w", float_tensor(offset, shape, strides))]);
         let told = refused(&archive(&object, &[("0", &six())]));
