@@ -11,7 +11,8 @@ mod weights;
 use std::ops::Range;
 use std::sync::Arc;
 
-pub use registry::{Build, FAMILIES, Family, Placement};
+pub use families::FAMILIES;
+pub use registry::{Build, Family, Placement};
 pub use weights::{MAX_HEADER, TensorSpec, WeightsFile, WeightsFormat, WeightsStream, safetensors_header};
 
 use crate::image::{Canvas, Rank, Shape};

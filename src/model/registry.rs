@@ -1,7 +1,6 @@
-//! The families there are. Adding one is one file in `families/` and one line here.
+//! What a family is to the rest of the program. `families` lists those there are.
 
 use super::PixelModel;
-use super::families::{gated_pixel_cnn, image_transformer, pixel_cnn_pp, pixel_rnn, torchscript, toy};
 use super::manifest::Manifest;
 use super::weights::{TensorSpec, WeightsFile};
 use crate::error::Violations;
@@ -44,15 +43,3 @@ pub struct Family {
     /// Builds a model from its manifest and weights file, which is there if `tensors` names any.
     pub build: Build,
 }
-
-/// Every family; the CLI, the API listing and the conformance suite walk this slice.
-pub const FAMILIES: &[Family] = &[
-    image_transformer::FAMILY,
-    pixel_rnn::ROW_LSTM,
-    pixel_rnn::DIAGONAL_BILSTM,
-    pixel_rnn::PIXEL_CNN,
-    gated_pixel_cnn::FAMILY,
-    pixel_cnn_pp::FAMILY,
-    torchscript::FAMILY,
-    toy::FAMILY,
-];
