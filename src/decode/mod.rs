@@ -7,16 +7,15 @@
 //! of our own on the CPU.
 
 pub mod native;
+mod op;
 mod program;
 pub mod torch;
 
 use std::fmt;
 use std::ops::Range;
 
-pub use program::{
-    Activation, Attention, Builder, Linear, Memory, NOWHERE, Network, Normalisation, Part, Passing, ProgramId,
-    Register, Ring, Sight, Taps,
-};
+pub use op::{Activation, Attention, Linear, Normalisation, Part, Passing, Sight};
+pub use program::{Builder, Memory, NOWHERE, Network, ProgramId, Register, Ring, Taps};
 
 use self::program::Needs;
 use crate::machine;

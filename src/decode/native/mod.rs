@@ -23,9 +23,8 @@ use self::kernels::{LANES, Lanes, Linear, Normalise, add};
 use self::pack::{Bf16, F32, Format, Matrix, vector};
 use self::pointwise::{Activate, Cell, Gate};
 use self::state::{Heads, State, store, zeros};
-use super::program::{
-    Activation, NOWHERE, Needs, Network, Op, Part, Passing, Program, ProgramId, Register, Sight, Taps,
-};
+use super::op::{Activation, Op, Part, Passing, Sight};
+use super::program::{NOWHERE, Needs, Network, Program, ProgramId, Register, Taps};
 use super::{Decoder, Row, Rows, check_memory};
 use crate::model::{ModelError, Slot};
 use crate::spec::Precision;

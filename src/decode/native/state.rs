@@ -1,7 +1,7 @@
 //! Keys and values of every slot, in place.
 
 use super::kernels::{Group, LANES, Lanes};
-use crate::decode::program::Attention;
+use crate::decode::op::Attention;
 use crate::model::ModelError;
 
 /// Sizes of a ring.

@@ -20,10 +20,8 @@ use tch::{Device, Kind, TchError, Tensor};
 
 use self::product::{PIECE, Product, is_steady, multiply};
 use self::rings::{Ring, Window, Write, look, show, store};
-use super::program::{
-    Activation, Attention, Linear, Memory, NOWHERE, Network, Normalisation, Op, Part, Passing, Program, ProgramId,
-    Register, Taps,
-};
+use super::op::{Activation, Attention, Linear, Normalisation, Op, Part, Passing};
+use super::program::{Memory, NOWHERE, Network, Program, ProgramId, Register, Taps};
 use super::{Decoder, Row, Rows, check_memory, state_bytes};
 use crate::model::{ModelError, Slot};
 use crate::spec::Precision;

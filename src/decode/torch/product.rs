@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, TchError, Tensor};
 
-use crate::decode::program::Linear;
+use crate::decode::op::Linear;
 
 /// Rows that are multiplied together where memories are worked on. Whole pieces also keep every row out of the tail of an
 /// element-wise operation, which libtorch computes by other code: two vectors of 512 bits at most.

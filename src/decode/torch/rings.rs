@@ -3,7 +3,7 @@
 use tch::{Kind, TchError, Tensor};
 
 use crate::decode::Row;
-use crate::decode::program::{Attention, Sight};
+use crate::decode::op::{Attention, Sight};
 use crate::spec::Precision;
 
 /// Keys and values of every slot; one place more than the ring has, which nobody sees.
