@@ -4,21 +4,27 @@ use tch::Tensor;
 
 use super::program::{Memory, Register, Ring, Taps};
 
-/// What follows a linear map, or stands alone.
+/// A function of numbers one by one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
-    /// max(0, x).
+    /// max(0, x). The only one that may follow a linear map in the same operation.
     Relu,
-    /// ELU of x and then ELU of -x: twice as wide (PixelCNN++, section 2). Cannot follow a linear map.
+    /// ELU of x and then ELU of -x: twice as wide (PixelCNN++, section 2).
     ConcatElu,
+    /// x Phi(x), Phi being the distribution function of the normal law (Hendrycks and Gimpel, arXiv 1606.08415).
+    Gelu,
+    /// The same with Phi(x) taken for (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2 (section 2 there).
+    GeluTanh,
+    /// The same with Phi(x) taken for sigmoid(1.702 x) (section 2 there).
+    GeluSigmoid,
 }
 
 impl Activation {
     /// How many times as wide the result is.
     pub(super) fn widens(self) -> u32 {
         match self {
-            Activation::Relu => 1,
             Activation::ConcatElu => 2,
+            Activation::Relu | Activation::Gelu | Activation::GeluTanh | Activation::GeluSigmoid => 1,
         }
     }
 }
@@ -30,20 +36,21 @@ pub struct Linear {
     pub weight: Tensor,
     /// One number for each output.
     pub bias: Option<Tensor>,
-    /// What follows.
+    /// What follows: [`Activation::Relu`], if anything.
     pub activation: Option<Activation>,
     /// As wide as the outputs.
     pub residual: Option<Register>,
 }
 
-/// Layer normalisation over the features of a row.
+/// Layer normalisation over the features of a row: (x - mean) / sqrt(variance + epsilon) x scale + shift. Without a shift, it
+/// leaves the mean out too: x / sqrt(mean of x^2 + epsilon) x scale (Zhang and Sennrich, arXiv 1910.07467).
 #[derive(Debug)]
 pub struct Normalisation {
     /// One number for each feature.
     pub scale: Tensor,
-    /// One number for each feature.
-    pub shift: Tensor,
-    /// Added to the variance.
+    /// One number for each feature, if any.
+    pub shift: Option<Tensor>,
+    /// Added to the variance, or to the mean square.
     pub epsilon: f64,
 }
 

@@ -213,7 +213,7 @@ impl Builder<'_> {
     /// See [`Linear`].
     ///
     /// # Errors
-    /// Shapes that do not fit each other, or an activation that widens.
+    /// Shapes that do not fit each other, or an activation that cannot follow.
     pub fn linear(&mut self, from: Register, mut linear: Linear) -> Result<Register, TchError> {
         let (outputs, inputs) = linear.weight.size2()?;
         let outputs = dimension(outputs)?;
@@ -224,7 +224,9 @@ impl Builder<'_> {
         if let Some(residual) = linear.residual {
             fits("residual", i64::from(self.width(residual)?), outputs)?;
         }
-        fits("activation", linear.activation.map_or(1, |activation| i64::from(activation.widens())), 1)?;
+        if let Some(activation) = linear.activation.filter(|activation| *activation != Activation::Relu) {
+            return Err(TchError::Shape(format!("{activation:?} cannot follow a linear map")));
+        }
         if self.network.precision == Precision::Bf16 {
             linear.weight = linear.weight.f_to_kind(Kind::BFloat16)?.f_to_kind(Kind::Float)?;
         }
@@ -238,7 +240,9 @@ impl Builder<'_> {
     pub fn normalise(&mut self, from: Register, normalisation: Normalisation) -> Result<Register, TchError> {
         let width = self.width(from)?;
         fits("scale", normalisation.scale.size1()?, width)?;
-        fits("shift", normalisation.shift.size1()?, width)?;
+        if let Some(shift) = &normalisation.shift {
+            fits("shift", shift.size1()?, width)?;
+        }
         Ok(self.push(width, Op::Normalise { from, normalisation }))
     }
 

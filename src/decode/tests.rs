@@ -77,7 +77,7 @@ fn ring_network(sizes: Sizes, seed: u64) -> (Network, [ProgramId; 2]) {
     let mut program = network.program();
     let x = program.embed(random(seed, &[i64::from(TABLE_ROWS), i64::from(width)], 1)).unwrap();
     let vector = |seed| random(seed, &[i64::from(width)], 1);
-    let normalisation = Normalisation { scale: vector(seed), shift: vector(seed + 1), epsilon: 1e-6 };
+    let normalisation = Normalisation { scale: vector(seed), shift: Some(vector(seed + 1)), epsilon: 1e-6 };
     let normal = program.normalise(x, normalisation).unwrap();
     let stored = program.linear(normal, linear(seed, attention.place_width(), width)).unwrap();
     program.store(stored, own).unwrap();
@@ -90,7 +90,12 @@ fn ring_network(sizes: Sizes, seed: u64) -> (Network, [ProgramId; 2]) {
     let up = Linear { activation: Some(Activation::Relu), ..linear(seed, hidden, width) };
     let hidden_ = program.linear(y, up).unwrap();
     let z = program.linear(hidden_, Linear { residual: Some(y), ..linear(seed, width, hidden) }).unwrap();
-    let output = program.linear(z, linear(seed, outputs, width)).unwrap();
+    let rooted = program.normalise(z, Normalisation { scale: vector(seed + 2), shift: None, epsilon: 1e-5 }).unwrap();
+    let kinds = [Activation::Gelu, Activation::GeluTanh, Activation::GeluSigmoid];
+    let [a, b, c] = kinds.map(|kind| program.activate(rooted, kind).unwrap());
+    let sum = program.add(a, b).unwrap();
+    let sum = program.add(sum, c).unwrap();
+    let output = program.linear(sum, linear(seed, outputs, width)).unwrap();
     let step = program.finish(Some(output)).unwrap();
     (network, [fill, step])
 }
@@ -411,8 +416,10 @@ fn programs_whose_parts_do_not_fit_are_refused() {
     let linear = |outputs, inputs| linear(1, outputs, inputs);
     assert!(refuses(&mut network, &|p, x| p.linear(x, linear(3, 5)).is_err()));
     assert!(refuses(&mut network, &|p, x| p.linear(x, Linear { residual: Some(x), ..linear(3, 4) }).is_err()));
-    let widening = Some(Activation::ConcatElu);
-    assert!(refuses(&mut network, &|p, x| p.linear(x, Linear { activation: widening, ..linear(3, 4) }).is_err()));
+    for alone in [Activation::ConcatElu, Activation::Gelu, Activation::GeluTanh, Activation::GeluSigmoid] {
+        let activation = Some(alone);
+        assert!(refuses(&mut network, &|p, x| p.linear(x, Linear { activation, ..linear(3, 4) }).is_err()));
+    }
     assert!(refuses(&mut network, &|p, _| p.input(4).is_err()));
     assert!(refuses(&mut network, &|p, x| p.cell(x, x).is_err()));
     assert!(refuses(&mut network, &|p, x| p.gate(x, Passing::Tanh, Some(x)).is_err()));

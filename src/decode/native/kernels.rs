@@ -269,12 +269,13 @@ fn multiply_rows<const FUSED: bool, const P: usize, R: PanelRow<P>, const M: usi
     M
 }
 
-/// Layer normalisation of rows of `width` numbers: scale (x - mean) / sqrt(variance + epsilon) + shift.
+/// Layer normalisation of rows of `width` numbers: scale (x - mean) / sqrt(variance + epsilon) + shift. Without a shift, zero
+/// stands for the mean.
 pub(super) struct Normalise<'a> {
     pub(super) width: usize,
     pub(super) stride: usize,
     pub(super) scale: &'a [Lanes],
-    pub(super) shift: &'a [Lanes],
+    pub(super) shift: Option<&'a [Lanes]>,
     pub(super) epsilon: f32,
     pub(super) from: &'a [Lanes],
     pub(super) to: &'a mut [Lanes],
@@ -285,12 +286,12 @@ impl Kernel for Normalise<'_> {
     fn run<const FUSED: bool>(self) {
         let Self { width, stride, scale, shift, epsilon, from, to } = self;
         for (from, to) in from.chunks_exact(stride).zip(to.chunks_exact_mut(stride)) {
-            let mean = total(from, width, |number| number) / width as f32;
+            let mean = shift.map_or(0.0, |_| total(from, width, |number| number) / width as f32);
             let variance = total(from, width, |number| (number - mean) * (number - mean)) / width as f32;
             let factor = 1.0 / (variance + epsilon).sqrt();
-            for (((from, to), scale), shift) in from.iter().zip(to).zip(scale).zip(shift) {
-                let centred = map2(from, scale, |number, scale| (number - mean) * factor * scale);
-                *to = map2(&centred, shift, |number, shift| number + shift);
+            for (((from, to), scale), group) in from.iter().zip(to).zip(scale).zip(0..) {
+                let scaled = map2(from, scale, |number, scale| (number - mean) * factor * scale);
+                *to = shift.map_or(scaled, |shift| map2(&scaled, &shift[group], |number, shift| number + shift));
             }
         }
     }

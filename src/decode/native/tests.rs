@@ -5,6 +5,7 @@ use super::isa::Isa;
 use super::kernels::{LANES, Lanes, Linear, NARROW, WIDE};
 use super::pack::{F32, Format};
 use super::pointwise::{Activate, Cell, Gate};
+use crate::decode::op::Activation;
 
 /// Numbers of about -1 to 1, others for every kind.
 fn numbers(kind: u32, count: usize) -> Vec<f32> {
@@ -31,6 +32,19 @@ fn assert_close(a: f32, b: f64, isa: Isa) {
 
 fn sigmoid(x: f32) -> f64 {
     1.0 / (1.0 + (-f64::from(x)).exp())
+}
+
+/// The distribution function of the normal law: half and the density times the sum of x^(2k + 1) / (1 x 3 x ... x (2k + 1)).
+fn phi(x: f64) -> f64 {
+    if x.abs() > 8.0 {
+        return if x > 0.0 { 1.0 } else { 0.0 };
+    }
+    let (mut term, mut sum) = (x, 0.0);
+    for k in 1..300 {
+        sum += term;
+        term *= x * x / f64::from(2 * k + 1);
+    }
+    0.5 + sum * (-x * x / 2.0).exp() / std::f64::consts::TAU.sqrt()
 }
 
 #[test]
@@ -152,7 +166,7 @@ fn gates_cells_and_activations_are_what_their_formulas_say_far_from_zero_too() {
         let mut elus = vec![Lanes::default(); 4];
         isa.run(Activate {
             width,
-            concat_elu: true,
+            activation: Activation::ConcatElu,
             from: &groups(&numbers, 4 * width, 6),
             from_stride: 6,
             to: &mut elus,
@@ -168,6 +182,29 @@ fn gates_cells_and_activations_are_what_their_formulas_say_far_from_zero_too() {
             let elu = |x: f64| if x > 0.0 { x } else { x.exp() - 1.0 };
             assert_close(row(&elus, 4, 0)[at], elu(f64::from(o)), isa);
             assert_close(row(&elus, 4, 0)[width + at], elu(-f64::from(o)), isa);
+        }
+    }
+}
+
+#[test]
+fn each_kind_of_gelu_is_what_its_formula_says_near_zero_and_far_from_it() {
+    let width = 119;
+    let numbers: Vec<f32> = numbers(10, width).into_iter().map(|number| number.powi(3) * 15.0).collect();
+    let root = (2.0 / std::f64::consts::PI).sqrt();
+    let tanh = |x: f64| x * (1.0 + (root * (x + 0.044715 * x.powi(3))).tanh()) / 2.0;
+    let kinds: [(Activation, &dyn Fn(f64) -> f64); 3] = [
+        (Activation::Gelu, &|x| x * phi(x)),
+        (Activation::GeluTanh, &tanh),
+        (Activation::GeluSigmoid, &|x| x / (1.0 + (-1.702 * x).exp())),
+    ];
+    for (isa, (activation, formula)) in Isa::available().into_iter().flat_map(|isa| kinds.map(|kind| (isa, kind))) {
+        let mut to = vec![Lanes::default(); 8];
+        let from = groups(&numbers, width, 8);
+        isa.run(Activate { width, activation, from: &from, from_stride: 8, to: &mut to, to_stride: 8 });
+        for (&x, &got) in numbers.iter().zip(row(&to, 8, 0)) {
+            let expected = formula(f64::from(x));
+            let within = 4e-7 * (1.0 + f64::from(x).abs());
+            assert!((f64::from(got) - expected).abs() < within, "{activation:?} {}: {x}: {got}", isa.name());
         }
     }
 }

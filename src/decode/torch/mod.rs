@@ -338,7 +338,11 @@ impl Torch {
                 }
                 Op::Normalise { from, normalisation } => {
                     let Normalisation { scale, shift, epsilon } = normalisation;
-                    Some(register(*from)?.f_layer_norm(scale.size(), Some(scale), Some(shift), *epsilon, false)?)
+                    let from = register(*from)?;
+                    Some(match shift {
+                        Some(_) => from.f_layer_norm(scale.size(), Some(scale), shift.as_ref(), *epsilon, false)?,
+                        None => from.f_rms_norm(scale.size(), Some(scale), *epsilon)?,
+                    })
                 }
                 Op::Activate { from, activation } => Some(activate(register(*from)?, *activation)?),
                 Op::Add { first, second } => Some(register(*first)?.f_add(register(*second)?)?),
@@ -448,6 +452,9 @@ fn activate(from: &Tensor, activation: Activation) -> Result<Tensor, TchError> {
     match activation {
         Activation::Relu => from.f_relu(),
         Activation::ConcatElu => Tensor::f_cat(&[from.shallow_clone(), from.f_neg()?], 1)?.f_elu_(),
+        Activation::Gelu => from.f_gelu("none"),
+        Activation::GeluTanh => from.f_gelu("tanh"),
+        Activation::GeluSigmoid => from.f_mul_scalar(1.702)?.f_sigmoid_()?.f_mul(from),
     }
 }
 
@@ -472,7 +479,7 @@ fn share_op(op: &Op) -> Op {
         }
         Op::Normalise { from, normalisation } => {
             let Normalisation { scale, shift, epsilon } = normalisation;
-            let (scale, shift) = (scale.shallow_clone(), shift.shallow_clone());
+            let (scale, shift) = (scale.shallow_clone(), shift.as_ref().map(Tensor::shallow_clone));
             Op::Normalise { from: *from, normalisation: Normalisation { scale, shift, epsilon: *epsilon } }
         }
         Op::Input => Op::Input,

@@ -198,7 +198,7 @@ impl Layers<'_, '_> {
 
     fn normalise(&mut self, name: &str, from: Register) -> Result<Register, TchError> {
         let [scale, shift] = ["weight", "bias"].map(|part| self.weights.take(&format!("{name}.{part}")));
-        self.program.normalise(from, Normalisation { scale: scale?, shift: shift?, epsilon: EPSILON })
+        self.program.normalise(from, Normalisation { scale: scale?, shift: Some(shift?), epsilon: EPSILON })
     }
 }
 
