@@ -34,6 +34,7 @@ Case = dict[str, Any]
 SIZES = ("height", "width", "channels", "levels")
 TRANSFORMER = (*SIZES, "layers", "model_width", "heads", "key_width", "value_width", "feed_forward_width", "positions",
                "norm")
+IMAGE_GPT = (*SIZES, "layers", "model_width", "heads", "feed_forward_width", "activation")
 RNN = (*SIZES, "layers", "hidden_width", "input_kernel", "head_widths", "group_scheme", "input_scaling", "residual",
        "skip")
 GATED = (*SIZES, "layers", "stack_width", "input_kernel", "kernel_size", "head_widths", "group_scheme", "input_scaling")
@@ -105,6 +106,12 @@ CASES: dict[str, dict[str, Case]] = {
         "encoder_mixture": case(
             TRANSFORMER, 4, 4, 2, 9, 1, 12, 2, 12, 12, 16, "learned", "post", query_block=6, low_height=1, low_width=2,
             encoder_layers=1, input="ordinal_relu", components=2),
+    },
+    "image_gpt": {
+        "one_channel": case(IMAGE_GPT, 5, 4, 1, 9, 2, 16, 2, 24, "gelu_sigmoid"),
+        "rgb_scaled_by_layer": case(IMAGE_GPT, 3, 4, 3, 5, 3, 12, 3, 20, "gelu", scale_by_layer=True),
+        "wide_values": case(IMAGE_GPT, 3, 4, 1, 300, 2, 16, 4, 16, "gelu_tanh", epsilon=1e-6),
+        "unscaled_torchscript": case(IMAGE_GPT, 4, 4, 2, 5, 2, 8, 1, 20, "relu", epsilon=0.1, score_divisor=1.0),
     },
     "row_lstm": {
         "mod_rgb_class": case(

@@ -39,6 +39,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "transformer 2-D": ("image_transformer", dict(TRANSFORMER, **BLOCKS, norm="pre", positions="learned")),
     "transformer 2-D per block": ("image_transformer", dict(TRANSFORMER, **BLOCKS | {"shift": "per_block"})),
     "transformer 2-D mixture": ("image_transformer", dict(TRANSFORMER, **BLOCKS, input="ordinal", components=2)),
+    "image_gpt": ("image_gpt", dict(layers=2, model_width=8, heads=2, feed_forward_width=12)),
+    "image_gpt by layer": ("image_gpt", dict(layers=2, model_width=6, heads=1, feed_forward_width=9, activation="relu",
+                                             score_divisor=1.5, scale_by_layer=True)),
     "row_lstm": ("row_lstm", dict(RNN, kernel_width=3, initial_state="learned")),
     "row_lstm contiguous": ("row_lstm", dict(RNN, kernel_width=1, initial_state="zero", group_scheme="contiguous",
                                              residual=False)),
@@ -55,8 +58,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def low_keys(name: str) -> dict[str, int] | None:
     """What makes one of the CASES take a low-resolution image of 2 x 2; None if its family cannot."""
-    own = {"image_transformer": {"encoder_layers": 1}, "pixel_cnn_pp": None}.get(CASES[name][0], {"condition_maps": 4})
-    return None if own is None else dict(own, low_height=2, low_width=2)
+    own = {"image_transformer": {"encoder_layers": 1}, "pixel_cnn_pp": None, "image_gpt": None}
+    keys = own.get(CASES[name][0], {"condition_maps": 4})
+    return None if keys is None else dict(keys, low_height=2, low_width=2)
+
+
+def class_keys(name: str) -> dict[str, int]:
+    """What makes one of the CASES take three classes; nothing if its family cannot."""
+    return {} if CASES[name][0] == "image_gpt" else {"classes": 3}
 
 
 def build(name: str, *sizes: int, **more: Any) -> tuple[ModelConfig, nn.Module]:
@@ -144,6 +153,8 @@ class FamilyTest(unittest.TestCase):
         first, second, absent = torch.tensor([[0, 1, 2, 0, 1, 2], [1, 2, 0, 2, 0, 1], [-1] * 6])
         for name in CASES:
             with self.subTest(name):
+                if not class_keys(name):
+                    continue
                 config, module = build(name, 4, 4, 3, 5, classes=3)
                 differs = module(values, first) != module(values, second)
                 self.assertTrue(differs.any(dim=-1).any(dim=0).all())
@@ -169,10 +180,11 @@ class FamilyTest(unittest.TestCase):
         for name, weights in zip(CASES, itertools.cycle(("weights.pt", "weights.safetensors"))):
             extra = low_keys(name) or {}
             with self.subTest(name, weights=weights), tempfile.TemporaryDirectory() as directory:
-                config, module = build(name, 4, 4, 2, 5, classes=3, **extra)
+                classes = class_keys(name)
+                config, module = build(name, 4, 4, 2, 5, **classes, **extra)
                 write_package(Path(directory), module, config, "tiny", "test", weights)
                 read_config, read = read_package(Path(directory))
-                inputs = (torch.randint(5, (2, 4, 4, 2)), torch.tensor([1, -1]),
+                inputs = (torch.randint(5, (2, 4, 4, 2)), torch.tensor([1, -1]) if classes else None,
                           torch.randint(5, (2, 2, 2, 2)) if extra else None)
                 self.assertEqual(read_config, config)
                 self.assertTrue(torch.equal(read(*inputs), module(*inputs)))
@@ -193,8 +205,9 @@ class FamilyTest(unittest.TestCase):
         for name, ahead in itertools.product(CASES, (1, 7, 256)):
             extra = low_keys(name) or {}
             with self.subTest(name, ahead=ahead), unittest.mock.patch.object(pixeld.sample, "AHEAD", ahead):
-                _, module = build(name, 4, 4, 2, 3, classes=3, **extra)
-                request = dict(seed=5, image=2, label=1, low=torch.randint(3, (2, 2, 2)) if extra else None)
+                classes = class_keys(name)
+                _, module = build(name, 4, 4, 2, 3, **classes, **extra)
+                request = dict(seed=5, image=2, label=1 if classes else None, low=torch.randint(3, (2, 2, 2)) if extra else None)
                 slow, fast = sample(module, **request), sample_ahead(module, **request)
                 self.assertEqual(fast.values, slow.values)
                 self.assertAlmostEqual(fast.log_likelihood, slow.log_likelihood, places=10)

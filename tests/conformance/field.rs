@@ -1,7 +1,7 @@
 //! Which earlier pixels a step sees: all of them where the paper says so, and exactly its field where it has a blind spot.
 
 use super::{any_image, bits, conditions, perturbed, record, score};
-use crate::package::{Init, Size, Variant, gated, image_transformer, package, pixel_cnn_pp, pixel_rnn};
+use crate::package::{Init, Size, Variant, gated, image_gpt, image_transformer, package, pixel_cnn_pp, pixel_rnn};
 use pixeld::model::FAMILIES;
 
 /// Wide enough that a step near the left border cannot see far to the right.
@@ -93,6 +93,12 @@ fn pixel_cnn_pp_sees_every_earlier_pixel() {
 fn the_image_transformer_sees_every_earlier_pixel_of_one_block() {
     let variant = Variant::plain(image_transformer(SIZE.iter().take(3).product(), "learned", "post"));
     check("image_transformer", SIZE, &variant, |_, _| true);
+}
+
+#[test]
+fn image_gpt_sees_every_earlier_pixel() {
+    let variant = image_gpt("gelu_sigmoid", "scale_by_layer = false");
+    check("image_gpt", SIZE, &variant, |_, _| true);
 }
 
 #[test]

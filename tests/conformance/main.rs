@@ -27,13 +27,13 @@ type Rows = Vec<Vec<f32>>;
 /// Nats of one value by which f32 results may differ where other numbers of rows are multiplied by other code.
 const ROUNDING: f64 = 1e-5;
 
-/// No class and two classes, each with a low-resolution image of its own where the model takes one.
+/// No class and two classes where the model takes them, each with a low-resolution image of its own where it takes one.
 fn conditions(model: &dyn PixelModel) -> [Condition; 3] {
     [(None, 90), (Some(0), 91), (Some(1), 92)].map(|(class, seed)| {
         let value = |shape: Shape, place| (noise::uniform(seed, 0, place) * f64::from(shape.levels())) as u16;
         let low =
             model.spec().condition.low.map(|shape| (0..shape.values()).map(|place| value(shape, place)).collect());
-        Condition { class, low }
+        Condition { class: class.filter(|&class| class < model.spec().condition.classes), low }
     })
 }
 

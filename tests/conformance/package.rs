@@ -91,6 +91,7 @@ fn fitting(family: &str, [height, width, channels, levels]: Size) -> Size {
 pub(crate) struct Variant {
     pub(crate) order: String,
     pub(crate) head: String,
+    /// With its heading.
     pub(crate) condition: String,
     pub(crate) architecture: String,
     /// How far apart random weights lie.
@@ -105,7 +106,7 @@ impl Variant {
     /// Raster order, a categorical head, two classes.
     pub(crate) fn plain(architecture: String) -> Self {
         let [order, head] = ["order = \"raster\"", "kind = \"categorical\""].map(str::to_owned);
-        Self { order, head, condition: "classes = 2".to_owned(), architecture, spread: 1.6, form: None }
+        Self { order, head, condition: "[condition]\nclasses = 2".to_owned(), architecture, spread: 1.6, form: None }
     }
 
     fn in_blocks([height, width]: [u32; 2], unit: &str, memory: [u32; 2], shift: &str, architecture: &str) -> Self {
@@ -118,6 +119,10 @@ impl Variant {
              shift = \"{shift}\""
         );
         Self { order, ..Self::plain(architecture) }
+    }
+
+    fn unconditional(self) -> Self {
+        Self { condition: String::new(), ..self }
     }
 
     fn mixture(self, input: &str) -> Self {
@@ -145,7 +150,7 @@ pub(crate) fn package(family: &'static Family, size: Size, variant: &Variant, in
     let Variant { order, head, condition, architecture, spread, form } = variant;
     let mut text = format!(
         "format = 1\nname = \"tiny\"\nfamily = \"{}\"\n[image]\nheight = {height}\nwidth = {width}\nchannels = {channels}\n\
-         levels = {levels}\n{order}\n[head]\n{head}\n[condition]\n{condition}\n[architecture]\n{architecture}\n",
+         levels = {levels}\n{order}\n[head]\n{head}\n{condition}\n[architecture]\n{architecture}\n",
         family.name
     );
     let manifest = Manifest::parse(text.as_bytes()).expect("the test writes good manifests");
@@ -171,6 +176,12 @@ fn of_family(family: &str, size: Size, init: Init) -> Vec<Variant> {
             vec![Variant::plain(format!("sharpness = {}", if matches!(init, Init::Zero) { 0.0 } else { 0.7 }))]
         }
         "image_transformer" => image_transformers(size),
+        "image_gpt" => vec![
+            image_gpt("gelu_sigmoid", "scale_by_layer = false"),
+            image_gpt("gelu", "scale_by_layer = true"),
+            image_gpt("gelu_tanh", "score_divisor = 1.5\nscale_by_layer = true"),
+            image_gpt("relu", "score_divisor = 1.5\nscale_by_layer = false"),
+        ],
         "pixel_cnn" => vec![
             Variant::plain(pixel_rnn("mod", true, false, "kernel_size = 3")),
             Variant::plain(pixel_rnn("contiguous", false, true, "kernel_size = 5")).maps(size),
@@ -235,6 +246,15 @@ fn widths(positions: &str, norm: &str) -> String {
         "layers = 2\nmodel_width = 12\nheads = 2\nkey_width = 8\nvalue_width = 10\nfeed_forward_width = 20\n\
          positions = \"{positions}\"\nnorm = \"{norm}\""
     )
+}
+
+/// A sequence model that knows no classes.
+pub(crate) fn image_gpt(activation: &str, scales: &str) -> Variant {
+    Variant::plain(format!(
+        "layers = 2\nmodel_width = 12\nheads = 2\nfeed_forward_width = 20\nactivation = \"{activation}\"\n\
+         epsilon = 1e-5\n{scales}"
+    ))
+    .unconditional()
 }
 
 /// An `architecture` table of the PixelRNN family; 3 divides no width.

@@ -19,6 +19,7 @@ macro_rules! families {
 // Adding a family is one file or folder here and one line below.
 families! {
     image_transformer: FAMILY;
+    image_gpt: FAMILY;
     pixel_rnn: ROW_LSTM, DIAGONAL_BILSTM, PIXEL_CNN;
     gated_pixel_cnn: FAMILY;
     pixel_cnn_pp: FAMILY;
