@@ -1,7 +1,9 @@
 //! What a loaded model promises to its callers.
 
+use std::sync::Arc;
+
 use crate::head::Head;
-use crate::image::{Order, Shape};
+use crate::image::{Order, Palette, Shape};
 
 /// Conditioning a model takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -111,6 +113,8 @@ pub struct ModelSpec {
     pub family: &'static str,
     /// Geometry of every image.
     pub shape: Shape,
+    /// Colours of its levels; `None`: levels are brightness.
+    pub palette: Option<Arc<Palette>>,
     /// Order of generation.
     pub order: Order,
     /// Output law.

@@ -46,7 +46,7 @@ fn a_small_image_is_enlarged_to_what_the_reference_makes_of_it() {
     let plain =
         |sample: &&Value| sample["temperature"] == 1.0 && sample["top_k"].is_null() && sample["top_p"].is_null();
     let sample = golden["samples"].as_array().unwrap().iter().find(plain).unwrap();
-    std::fs::write(file("small.png"), codec::encode_png(&values(&sample["low"]), low).unwrap()).unwrap();
+    std::fs::write(file("small.png"), codec::encode_png(&values(&sample["low"]), low, None).unwrap()).unwrap();
     let (seed, index) = (sample["seed"].to_string(), sample["image"].to_string());
     let (small, out, dir) = (file("small.png"), file("sheet.png"), file("larger-images"));
     let output = pixeld(
@@ -55,10 +55,10 @@ fn a_small_image_is_enlarged_to_what_the_reference_makes_of_it() {
     );
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let made = std::fs::read(Path::new(&dir).join(format!("small-{index}.png"))).unwrap();
-    assert_eq!(codec::decode_png(&made, shape).unwrap(), values(&sample["values"]));
+    assert_eq!(codec::decode_png(&made, shape, None).unwrap(), values(&sample["values"]));
     // One line of two images, each enlarged to 96 pixels, with gaps of 4.
     let sheet = Shape::new(4 + 64 + 4, 4 + 96 + 4 + 96 + 4, 3, 256).unwrap();
-    assert!(codec::decode_png(&std::fs::read(&out).unwrap(), sheet).is_ok());
+    assert!(codec::decode_png(&std::fs::read(&out).unwrap(), sheet, None).is_ok());
 
     // The image does not fit as one to be completed, nor can a model be left without what it needs.
     let output = pixeld(models.path(), &["complete", "--keep-rows", "2", &small]);
@@ -81,7 +81,7 @@ fn a_model_of_two_stages_draws_what_the_reference_draws_and_tells_both_likelihoo
     let output = pixeld(&models, &[&["sample", "--model", "upper", "--json"], &arguments[..]].concat());
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let made = std::fs::read(dir.join(format!("{class}-{index}.png"))).unwrap();
-    assert_eq!(codec::decode_png(&made, Shape::new(4, 6, 3, 5).unwrap()).unwrap(), values(&drawn["values"]));
+    assert_eq!(codec::decode_png(&made, Shape::new(4, 6, 3, 5).unwrap(), None).unwrap(), values(&drawn["values"]));
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     for (told, known) in [("log_likelihood", "log_likelihood"), ("low_resolution_log_likelihood", "low_log_likelihood")]
     {
@@ -108,13 +108,13 @@ fn a_completion_keeps_the_rows_that_were_given() {
     let shape = Shape::new(4, 3, 3, 64).unwrap();
     let given: Vec<u16> = (0..36).collect();
     let file = |name: &str| root.path().join(name).to_str().unwrap().to_owned();
-    std::fs::write(file("given.png"), codec::encode_png(&given, shape).unwrap()).unwrap();
+    std::fs::write(file("given.png"), codec::encode_png(&given, shape, None).unwrap()).unwrap();
     let (image, dir) = (file("given.png"), file("completed"));
     let arguments = ["complete", "--keep-rows", "2", "--count", "2", "--seed", "5", "--out-dir", &dir, &image];
     let output = pixeld(root.path(), &arguments);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let completed = ["given-0.png", "given-1.png"]
-        .map(|name| codec::decode_png(&std::fs::read(Path::new(&dir).join(name)).unwrap(), shape).unwrap());
+        .map(|name| codec::decode_png(&std::fs::read(Path::new(&dir).join(name)).unwrap(), shape, None).unwrap());
     for image in &completed {
         assert_eq!(image[..18], given[..18]);
         assert_ne!(image[18..], given[18..]);
@@ -122,4 +122,54 @@ fn a_completion_keeps_the_rows_that_were_given() {
     assert_ne!(completed[0], completed[1]);
     let output = pixeld(root.path(), &["complete", "--keep-rows", "1", &image]);
     assert!(String::from_utf8_lossy(&output.stderr).contains("multiple of the 2 rows of a block"));
+}
+
+#[test]
+fn images_of_a_palette_come_out_in_colour_and_are_taken_in() {
+    let root = tempfile::tempdir().unwrap();
+    let manifest = "format = 1\nname = \"toy\"\nfamily = \"toy\"\n[image]\nheight = 4\nwidth = 4\nchannels = 1\nlevels = 3\n\
+                    order = \"raster\"\npalette = [[255, 255, 255], [200.4, 10, 0], [10, 20, 30]]\n\
+                    [head]\nkind = \"categorical\"\n[architecture]\nsharpness = 0.0\n";
+    std::fs::create_dir(root.path().join("toy")).unwrap();
+    std::fs::write(root.path().join("toy/model.toml"), manifest).unwrap();
+    let file = |name: &str| root.path().join(name).to_str().unwrap().to_owned();
+    let rgb = |path: &Path, height, width| {
+        let samples =
+            codec::decode_png(&std::fs::read(path).unwrap(), Shape::new(height, width, 3, 256).unwrap(), None);
+        samples.unwrap().as_chunks::<3>().0.to_vec()
+    };
+    let colours = [[255; 3], [200, 10, 0], [10, 20, 30]];
+
+    let (sheet, dir) = (file("sheet.png"), file("drawn"));
+    let output = pixeld(root.path(), &["sample", "--seed", "3", "--out", &sheet, "--out-dir", &dir]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let drawn = Path::new(&dir).join("image-0.png");
+    let pixels = rgb(&drawn, 4, 4);
+    assert!(colours.iter().all(|colour| pixels.contains(colour)) && pixels.iter().all(|p| colours.contains(p)));
+    assert_eq!(rgb(Path::new(&sheet), 104, 104)[104 * 4 + 4], pixels[0]);
+
+    // Not quite the colours of the palette: a photograph, say.
+    let photo: Vec<u16> = pixels.iter().flatten().map(|sample| sample.saturating_sub(4)).collect();
+    let photo_png = codec::encode_png(&photo, Shape::new(4, 4, 3, 256).unwrap(), None).unwrap();
+    std::fs::write(file("photo.png"), photo_png).unwrap();
+    let (photo, completed) = (file("photo.png"), file("completed"));
+    let arguments = ["complete", "--keep-rows", "2", "--seed", "5", "--out", &sheet, "--out-dir", &completed, &photo];
+    let output = pixeld(root.path(), &arguments);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let made = rgb(&Path::new(&completed).join("photo-0.png"), 4, 4);
+    assert_eq!(made[..8], pixels[..8]);
+    assert_ne!(made[8..], pixels[8..]);
+    // The image, what is kept of it on the darkest ground, and the completion.
+    let shown = rgb(Path::new(&sheet), 104, 4 + 3 * 100);
+    let at = |cell: usize, row: usize| shown[(4 + 24 * row) * 304 + 4 + 100 * cell];
+    assert_eq!([at(0, 0), at(1, 0), at(0, 3), at(1, 3)], [pixels[0], pixels[0], pixels[12], colours[2]]);
+
+    let output = pixeld(root.path(), &["score", "--json", drawn.to_str().unwrap(), &photo]);
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let bits: Vec<f64> = lines
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).unwrap()["bits_per_dim"].as_f64())
+        .collect();
+    assert_eq!(bits.len(), 2, "{lines}");
+    assert!(bits.iter().all(|bits| (bits - 3f64.log2()).abs() < 1e-9), "{bits:?}");
 }

@@ -1,6 +1,8 @@
 """What every family's configuration holds besides its own sizes, and every manifest besides ``[architecture]``.
 
     [image]      height, width, channels, levels
+                 palette             with one channel, if levels are not brightness: a colour for each, red, green, blue,
+                                     real numbers of 0..=255
                  order               "raster"; or "block_raster", with
                  block_height        rows of a block,
                  block_width         its width, counted in
@@ -19,7 +21,7 @@ being the number of values of the upper image.
 """
 
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import Optional, Sequence
 
 
 def keyword(default: object) -> object:
@@ -35,6 +37,7 @@ class ModelConfig:
     width: int
     channels: int
     levels: int
+    palette: Optional[Sequence[Sequence[float]]] = keyword(None)  # [levels][3], in 0..=255; None = brightness
     block_height: Optional[int] = keyword(None)  # of the block-raster order; None = raster
     block_width: Optional[int] = keyword(None)
     block_unit: Optional[str] = keyword(None)  # "values" or "pixels", of widths
@@ -49,6 +52,8 @@ class ModelConfig:
             raise ValueError("levels must lie in 2..65536")
         if (self.low_height is None) != (self.low_width is None):
             raise ValueError("low_height and low_width come together")
+        if self.palette is not None and (self.channels != 1 or len(self.palette) != self.levels):
+            raise ValueError("a palette has a colour for each level of one channel")
         block = (self.block_height, self.block_width, self.block_unit)
         if block != (None, None, None):
             if None in block or self.block_unit not in ("values", "pixels"):

@@ -133,7 +133,7 @@ def manifest_of(config: ModelConfig) -> dict[str, Any]:
     if config.components is not None:
         head = {"kind": "logistic_mixture", "components": config.components, "layout": "saha"}
     return {
-        "image": {**pick("height", "width", "channels", "levels"),
+        "image": {**pick("height", "width", "channels", "levels", "palette"),
                   "order": "raster" if config.block_height is None else "block_raster",
                   **pick("block_height", "block_width", "block_unit")},
         "head": head,

@@ -1,7 +1,7 @@
 //! Puts the images of one generation stream together, and believes nothing: gaps, values out of range and checksums
 //! that differ end the command.
 
-use crate::image::{Blocks, Canvas, Order, Shape, codec};
+use crate::image::{Blocks, Canvas, Order, Palette, Shape, codec};
 use crate::rpc::proto::{self, GenerationCompleted, GenerationStarted, ValueRun};
 
 /// One finished image.
@@ -22,6 +22,7 @@ pub(super) struct Finished {
 pub(super) struct Assembly {
     pub(super) started: GenerationStarted,
     pub(super) shape: Shape,
+    pub(super) palette: Option<Palette>,
     order: Order,
     images: Vec<Canvas>,
 }
@@ -31,13 +32,16 @@ impl Assembly {
     pub(super) fn new(started: GenerationStarted, most: u32, prefix: &[u8]) -> Result<Self, String> {
         let shape = shape(started.shape.as_ref())?;
         let order = order(started.order(), started.blocks, shape)?;
+        let palette = Some(&started.palette).filter(|bytes| !bytes.is_empty());
+        let palette = palette.map(|bytes| Palette::from_bytes(bytes, shape)).transpose();
+        let palette = palette.map_err(|rule| format!("its palette {rule}"))?;
         if started.image_count != most {
             return Err(format!("it promised {} images, {most} were asked for", started.image_count));
         }
         let known = codec::values_from_raw(prefix, shape)?;
         let image = Canvas::with_prefix(shape, known).ok_or("its images are smaller than what is known of them")?;
         let images = vec![image; most as usize];
-        Ok(Self { started, shape, order, images })
+        Ok(Self { started, shape, palette, order, images })
     }
 
     /// Values that are to come for all images.
@@ -175,6 +179,9 @@ mod tests {
         assert!(fresh().add(&run(0, 0, &[1, 1, 1])).is_err(), "too many");
         assert!(Assembly::new(started(4), 3, &[]).is_err(), "another count");
         assert!(Assembly::new(started(1), 2, &[]).is_err(), "no shape");
+        let coloured = |palette: &'static [u8]| GenerationStarted { palette: palette.into(), ..started(4) };
+        assert!(Assembly::new(coloured(&[0; 12]), 2, &[]).unwrap().palette.is_some());
+        assert!(Assembly::new(coloured(&[0; 9]), 2, &[]).is_err(), "a palette of other levels");
         let told = |crc: u32| GenerationCompleted {
             crc32c: vec![crc; 2],
             log_likelihoods: vec![0.0; 2],

@@ -45,12 +45,14 @@ fn subject(kind: &Kind, file: &[u8], rows: u32) -> Result<Subject, String> {
         let height = blocks.height();
         return Err(format!("--keep-rows must be a multiple of the {height} rows of a block, got {rows}"));
     }
-    let raster = codec::decode_png(file, shape)?;
+    let palette = kind.palette.as_ref();
+    let raster = codec::decode_png(file, shape, palette)?;
     let whole = Canvas::from_raster(shape, kind.order, &raster).ok_or("its values do not fit the model")?;
     let known = (rows * shape.width() * shape.channels()) as usize;
     let kept = whole.values().get(..known).unwrap_or_default();
     let mut shown = raster.clone();
-    shown.iter_mut().skip(known).for_each(|value| *value = 0);
+    let darkest = palette.map_or(0, |palette| palette.nearest([0; 3]));
+    shown.iter_mut().skip(known).for_each(|value| *value = darkest);
     let prefix = codec::values_to_raw(kept, shape).into();
     Ok(Subject { conditioning: Conditioning { prefix, ..Conditioning::default() }, before: vec![raster, shown] })
 }
@@ -65,8 +67,8 @@ mod tests {
         let shape = Shape::new(4, 2, 1, 256).unwrap();
         let order = Order::BlockRaster(Blocks::new(shape, 2, 1).unwrap());
         let raster: Vec<u16> = (1..=8).collect();
-        let file = codec::encode_png(&raster, shape).unwrap();
-        let kind = Kind { shape, order, low: None };
+        let file = codec::encode_png(&raster, shape, None).unwrap();
+        let kind = Kind { shape, palette: None, order, low: None };
         let found = subject(&kind, &file, 2).unwrap();
         assert_eq!(found.conditioning.prefix.as_ref(), [1, 3, 2, 4]);
         assert_eq!(found.before, [raster, vec![1, 2, 3, 4, 0, 0, 0, 0]]);

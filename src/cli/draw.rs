@@ -9,7 +9,7 @@ use super::assembly::{Assembly, Finished};
 use super::failure::Failure;
 use super::source::Granularity;
 use super::{client, progress};
-use crate::image::Shape;
+use crate::image::{Palette, Shape};
 use crate::rpc::proto::generation_service_client::GenerationServiceClient;
 use crate::rpc::proto::stream_generate_images_response::Event;
 use crate::rpc::proto::{Conditioning, GenerationSpec, SamplingParams, StreamGenerateImagesRequest};
@@ -83,6 +83,7 @@ pub(super) struct Batch {
     pub(super) model: String,
     pub(super) revision: String,
     pub(super) shape: Shape,
+    pub(super) palette: Option<Palette>,
     pub(super) images: Vec<Finished>,
 }
 
@@ -145,10 +146,10 @@ async fn one(channel: Channel, request: StreamGenerateImagesRequest, bar: &Progr
             }
             (Some(Event::Completed(completed)), Some(_)) => {
                 let Some(assembly) = assembly.take() else { break };
-                let (model, revision, shape) =
-                    (assembly.started.model.clone(), assembly.started.model_revision.clone(), assembly.shape);
                 let images = assembly.finish(&completed).map_err(|what| broken(&what))?;
-                return Ok(Batch { class, first_index: spec.first_image_index, model, revision, shape, images });
+                let Assembly { started, shape, palette, .. } = assembly;
+                let (model, revision, first_index) = (started.model, started.model_revision, spec.first_image_index);
+                return Ok(Batch { class, first_index, model, revision, shape, palette, images });
             }
             _ => return Err(broken("its events came in an order that makes no sense")),
         }

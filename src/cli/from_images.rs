@@ -10,7 +10,7 @@ use super::draw::{Controls, draw};
 use super::failure::Failure;
 use super::source::{Granularity, Source};
 use super::{client, connect, input, output};
-use crate::image::{Order, Shape, codec};
+use crate::image::{Order, Palette, Shape, codec};
 use crate::rpc::proto::{Conditioning, Model};
 
 /// Largest PNG file that is read; no image of this project comes near it.
@@ -41,6 +41,7 @@ pub(super) struct FromImages {
 #[derive(Debug)]
 pub(super) struct Kind {
     pub(super) shape: Shape,
+    pub(super) palette: Option<Palette>,
     pub(super) order: Order,
     /// Shape of the low-resolution image that it takes.
     pub(super) low: Option<Shape>,
@@ -78,7 +79,9 @@ impl FromImages {
         };
         let (batches, before) = connect::with(self.source.target()?, work).await?;
 
-        let Some(shape) = batches.first().map(|batch| batch.shape) else { return Ok(()) };
+        let Some((shape, palette)) = batches.first().map(|batch| (batch.shape, batch.palette.as_ref())) else {
+            return Ok(());
+        };
         let mut written = Vec::new();
         if let Some(path) = &self.out {
             let mut cells = Vec::new();
@@ -87,7 +90,7 @@ impl FromImages {
                 cells.extend(batch.images.iter().map(|image| image.raster.clone()));
             }
             let columns = cells.len() / batches.len();
-            let sheet = codec::contact_sheet(&cells, shape, columns as u32);
+            let sheet = codec::contact_sheet(&cells, shape, palette, columns as u32);
             output::file(path, &sheet.map_err(|what| Failure::Usage(format!("--out: {what}; use --out-dir")))?)?;
             written.push(path.display().to_string());
         }
@@ -95,7 +98,7 @@ impl FromImages {
             for (path, batch) in self.images.iter().zip(&batches) {
                 let stem = path.file_stem().unwrap_or_default().to_string_lossy();
                 for (image, index) in batch.numbered() {
-                    let png = codec::encode_png(&image.raster, shape)
+                    let png = codec::encode_png(&image.raster, shape, palette)
                         .map_err(|what| Failure::Usage(format!("--out-dir: {what}")))?;
                     output::file(&dir.join(format!("{stem}-{index}.png")), &png)?;
                 }
@@ -118,7 +121,11 @@ fn kind(model: &Model) -> Result<Kind, Failure> {
     };
     let whole = shape(model.shape.as_ref()).map_err(not_serving)?;
     let low = model.low_resolution_shape.as_ref().map(|low| shape(Some(low))).transpose().map_err(not_serving)?;
-    Ok(Kind { shape: whole, order: order(model.order(), model.blocks, whole).map_err(not_serving)?, low })
+    let colours = model.exact_palette.as_chunks::<3>().0.to_vec();
+    let palette = (!colours.is_empty()).then(|| Palette::new(colours, whole)).transpose();
+    let palette = palette.map_err(|rule| not_serving(format!("its palette {rule}")))?;
+    let order = order(model.order(), model.blocks, whole).map_err(not_serving)?;
+    Ok(Kind { shape: whole, palette, order, low })
 }
 
 /// The bytes of a file that should be a PNG of one image.

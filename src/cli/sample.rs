@@ -130,12 +130,14 @@ impl Sample {
     }
 
     fn write_files(&self, batches: &[Batch]) -> Result<(), Failure> {
-        let Some(shape) = batches.first().map(|batch| batch.shape) else { return Ok(()) };
+        let Some((shape, palette)) = batches.first().map(|batch| (batch.shape, batch.palette.as_ref())) else {
+            return Ok(());
+        };
         let images: Vec<&Finished> = batches.iter().flat_map(|batch| &batch.images).collect();
         if let Some(path) = &self.out {
             let columns = sheet_columns(batches.len() as u32, self.controls.count);
             let rasters: Vec<Vec<u16>> = images.iter().map(|image| image.raster.clone()).collect();
-            let sheet = codec::contact_sheet(&rasters, shape, columns);
+            let sheet = codec::contact_sheet(&rasters, shape, palette, columns);
             output::file(path, &sheet.map_err(|what| Failure::Usage(format!("--out: {what}; use --out-dir")))?)?;
         }
         if let Some(path) = &self.npy {
@@ -145,7 +147,7 @@ impl Sample {
             for batch in batches {
                 let class = batch.class.map_or_else(|| "image".to_owned(), |class| class.to_string());
                 for (image, index) in batch.numbered() {
-                    let png = codec::encode_png(&image.raster, shape)
+                    let png = codec::encode_png(&image.raster, shape, palette)
                         .map_err(|what| Failure::Usage(format!("--out-dir: {what}, with --npy")))?;
                     output::file(&dir.join(format!("{class}-{index}.png")), &png)?;
                 }

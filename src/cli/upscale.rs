@@ -31,7 +31,7 @@ impl Upscale {
 
 fn subject(kind: &Kind, file: &[u8]) -> Result<Subject, String> {
     let (shape, low) = (kind.shape, kind.low.ok_or("the model takes no low-resolution image")?);
-    let values = codec::decode_png(file, low)?;
+    let values = codec::decode_png(file, low, None)?;
     let mut enlarged = Vec::with_capacity(shape.values() as usize);
     for row in 0..shape.height() {
         for column in 0..shape.width() {
@@ -54,13 +54,16 @@ mod tests {
     #[test]
     fn a_small_image_is_shown_enlarged_and_sent_as_it_is() {
         let [shape, low] = [(4, 2), (2, 1)].map(|(height, width)| Shape::new(height, width, 3, 256).unwrap());
-        let file = codec::encode_png(&[1, 2, 3, 4, 5, 6], low).unwrap();
-        let found = subject(&Kind { shape, order: Order::Raster, low: Some(low) }, &file).unwrap();
+        let file = codec::encode_png(&[1, 2, 3, 4, 5, 6], low, None).unwrap();
+        let found = subject(&Kind { shape, palette: None, order: Order::Raster, low: Some(low) }, &file).unwrap();
         let [above, below] = [[1, 2, 3, 1, 2, 3], [4, 5, 6, 4, 5, 6]];
         assert_eq!(found.before, [[above, above, below, below].concat()]);
         assert_eq!(found.conditioning.low_resolution.unwrap().data, file);
-        let none = subject(&Kind { shape, order: Order::Raster, low: None }, &file).unwrap_err();
+        let none = subject(&Kind { shape, palette: None, order: Order::Raster, low: None }, &file).unwrap_err();
         assert!(none.contains("takes no low-resolution image"));
-        assert!(subject(&Kind { shape, order: Order::Raster, low: Some(shape) }, &file).is_err(), "another size");
+        assert!(
+            subject(&Kind { shape, palette: None, order: Order::Raster, low: Some(shape) }, &file).is_err(),
+            "another size"
+        );
     }
 }

@@ -10,7 +10,7 @@ use super::registry::Placement;
 use super::weights::WeightsFormat;
 use crate::error::Violations;
 use crate::head::{Head, Layout, MAX_COMPONENTS};
-use crate::image::{Blocks, MAX_VALUES, Order, Shape};
+use crate::image::{Blocks, MAX_VALUES, Order, Palette, Shape};
 use crate::spec::{ConditionSpec, Execution, ModelSpec};
 
 /// Version of the manifest's format that is read here.
@@ -32,6 +32,8 @@ pub struct Manifest {
     pub description: String,
     /// Geometry of every image.
     pub shape: Shape,
+    /// Colours of its levels, if levels are not brightness.
+    pub palette: Option<Arc<Palette>>,
     /// Order of generation.
     pub order: Order,
     /// Values that a unit of widths along a row of blocks counts: 1, or the channels of a pixel.
@@ -161,6 +163,7 @@ impl Manifest {
             description: self.description.clone(),
             family,
             shape: self.shape,
+            palette: self.palette.clone(),
             order: self.order,
             head: self.head,
             condition: self.condition,
@@ -195,7 +198,7 @@ fn read(fields: &mut Fields<'_>) -> Option<Manifest> {
     let family = fields.required("family");
     let description = fields.optional("description").unwrap_or_default();
     let image = fields.required_table("image", image);
-    let shape = image.map(|(shape, ..)| shape);
+    let shape = image.as_ref().map(|image| image.shape);
     let head = fields.required_table("head", |fields| head(fields, shape));
     let condition = fields.table("condition", |fields| condition(fields, shape));
     let architecture = fields.required("architecture");
@@ -209,13 +212,17 @@ fn read(fields: &mut Fields<'_>) -> Option<Manifest> {
         // Nothing to check the answers against.
         None => fields.rest().is_empty().then(Golden::default),
     });
-    let ((shape, order, width_unit), (head, layout)) = (image?, head?);
+    let (Image { shape, palette, order, width_unit }, (head, layout)) = (image?, head?);
+    if palette.is_some() && condition.low.is_some() {
+        fields.refuse("image.palette", "is not for images that are made from low-resolution ones");
+    }
     Some(Manifest {
         name: name?,
         revision: String::new(),
         family: family?,
         description,
         shape,
+        palette,
         order,
         width_unit,
         head,
@@ -254,14 +261,22 @@ pub fn check_name(name: &str) -> Result<(), String> {
     Err(format!("must be 1 to {MAX_NAME} of a-z 0-9 . _ - and not begin with a dot, got {name:?}"))
 }
 
-/// The shape, the order, and the unit of widths.
-fn image(fields: &mut Fields<'_>) -> Option<(Shape, Order, u32)> {
+/// What the table of that name says; see [`Manifest`].
+struct Image {
+    shape: Shape,
+    palette: Option<Arc<Palette>>,
+    order: Order,
+    width_unit: u32,
+}
+
+fn image(fields: &mut Fields<'_>) -> Option<Image> {
     let sizes = ["height", "width", "channels", "levels"].map(|key| fields.required::<u32>(key));
     let in_blocks = fields.word("order", &[("raster", false), ("block_raster", true)]);
     let block = (in_blocks == Some(true)).then(|| {
         let sizes = ["block_height", "block_width"].map(|key| fields.number(key, 1..=MAX_VALUES));
         (sizes, fields.word("block_unit", &[("values", false), ("pixels", true)]))
     });
+    let colours: Option<Vec<[f64; 3]>> = fields.optional("palette");
     let [height, width, channels, levels] = sizes;
     let shape = match Shape::new(height?, width?, channels?, levels?) {
         Ok(shape) => shape,
@@ -270,11 +285,15 @@ fn image(fields: &mut Fields<'_>) -> Option<(Shape, Order, u32)> {
             return None;
         }
     };
+    let palette = colours.map(|colours| Palette::new(colours, shape)).transpose();
+    let palette = palette.map_err(|rule| fields.refuse("palette", rule)).unwrap_or_default().map(Arc::new);
     in_blocks?;
-    let Some(([height, width], in_pixels)) = block else { return Some((shape, Order::Raster, 1)) };
-    let unit = if in_pixels? { shape.channels() } else { 1 };
-    match Blocks::new(shape, height?, width?.saturating_mul(unit)) {
-        Ok(blocks) => Some((shape, Order::BlockRaster(blocks), unit)),
+    let Some(([height, width], in_pixels)) = block else {
+        return Some(Image { shape, palette, order: Order::Raster, width_unit: 1 });
+    };
+    let width_unit = if in_pixels? { shape.channels() } else { 1 };
+    match Blocks::new(shape, height?, width?.saturating_mul(width_unit)) {
+        Ok(blocks) => Some(Image { shape, palette, order: Order::BlockRaster(blocks), width_unit }),
         Err(violations) => {
             fields.refuse_all(violations);
             None

@@ -133,6 +133,24 @@ fn every_wrong_value_and_unknown_key_is_named_at_once() {
 }
 
 #[test]
+fn a_palette_is_a_colour_for_each_level_of_one_channel() {
+    let with = |text: &str, palette: &str| text.replace("levels = 4", &format!("levels = 4\npalette = {palette}"));
+    let good = "[[0, 0, 0], [1.5, 2, 3], [255, 255.0, 255], [4, 5, 6]]";
+    let manifest = Manifest::parse(with(FULL, good).as_bytes()).unwrap();
+    let palette = manifest.palette.clone().unwrap();
+    assert_eq!(palette.colours()[..2], [[0.0; 3], [1.5, 2.0, 3.0]]);
+    assert_eq!(manifest.spec("toy", Placement::new(1, 1), 0).palette, Some(palette));
+    for bad in
+        ["[[0, 0, 0]]", "[[0, 0], [0, 0], [0, 0], [0, 0]]", &good.replace("1.5", "-1"), &good.replace("1.5", "nan")]
+    {
+        assert_eq!(fields(&with(FULL, bad)), ["image.palette"], "{bad}");
+    }
+    assert_eq!(fields(&with(FULL, good).replace("channels = 1", "channels = 3"))[0], "image.palette");
+    let low = FULL.replace("required = true", "required = true\nlow_height = 1\nlow_width = 1");
+    assert!(fields(&with(&low, good)).contains(&"image.palette".to_owned()), "made from low-resolution images");
+}
+
+#[test]
 fn known_answers_must_fit_the_image_and_the_classes() {
     let text = FULL.replace("values = [3, 0]", "values = [3, 4]").replace("class = 9", "class = 10");
     assert_eq!(fields(&text), ["golden.score[0].class", "golden.score[0].values"]);

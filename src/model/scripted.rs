@@ -180,6 +180,7 @@ impl Scripted {
             description: "closed form, for tests".into(),
             family: "scripted",
             shape,
+            palette: None,
             order: Order::Raster,
             head: Head::Categorical,
             condition: ConditionSpec { classes: 3, class_required: false, low: None },

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::proto;
 use super::status::cut;
 use crate::engine::catalogue::State;
 use crate::engine::{Score, Timing, Usage};
-use crate::image::{Order, Shape, codec};
+use crate::image::{Order, Palette, Shape, codec};
 use crate::job::Reproducibility;
 use crate::metric;
 use crate::spec::{Backend, ModelSpec, Precision};
@@ -50,13 +52,23 @@ pub(super) fn reproducibility(promise: Reproducibility) -> proto::Reproducibilit
     }
 }
 
+/// Three bytes for each colour of a palette.
+pub(super) fn palette(palette: Option<&Palette>) -> Bytes {
+    palette.map(Palette::to_bytes).unwrap_or_default().into()
+}
+
 /// An image, given in raster order, in `encoding`.
 ///
 /// # Errors
 /// What the codec has against it.
-pub(super) fn image(raster: &[u16], of: Shape, encoding: proto::ImageEncoding) -> Result<proto::Image, String> {
+pub(super) fn image(
+    raster: &[u16],
+    of: Shape,
+    palette: Option<&Palette>,
+    encoding: proto::ImageEncoding,
+) -> Result<proto::Image, String> {
     let data = match encoding {
-        proto::ImageEncoding::Png => codec::encode_png(raster, of)?,
+        proto::ImageEncoding::Png => codec::encode_png(raster, of, palette)?,
         _ => codec::values_to_raw(raster, of),
     };
     Ok(proto::Image { data: data.into(), encoding: encoding.into(), shape: Some(shape(of)) })
@@ -130,6 +142,7 @@ pub(super) fn model(name: &str, state: &State, draining: bool) -> proto::Model {
     proto::Model {
         revision: spec.revision.clone(),
         shape: Some(shape(spec.shape)),
+        palette: palette(spec.palette.as_deref()),
         architecture: spec.family.to_owned(),
         class_count: spec.condition.classes,
         class_required: spec.condition.class_required,

@@ -8,7 +8,7 @@ use super::proto;
 use crate::engine::catalogue::Catalogue;
 use crate::engine::{Handle, SampleStream};
 use crate::error::{Error, Violations};
-use crate::image::{Canvas, Shape, codec};
+use crate::image::{Canvas, Palette, Shape, codec};
 use crate::job::{self, Class, Granularity, Limits, Reproducibility, SampleJob, SampleRequest};
 use crate::model::Condition;
 use crate::spec::ModelSpec;
@@ -211,7 +211,7 @@ pub(super) fn score_item(
     };
     let canvas = match &item.image {
         // The codec has checked number and range, so the canvas is there.
-        Some(image) => raster(image, "image", spec.shape, &mut found)
+        Some(image) => raster(image, "image", (spec.shape, spec.palette.as_deref()), &mut found)
             .and_then(|raster| Canvas::from_raster(spec.shape, spec.order, &raster)),
         None => {
             found.add("image", "must be there");
@@ -229,11 +229,16 @@ fn low_resolution(given: Option<&proto::Image>, spec: &ModelSpec, violations: &m
     let Some(shape) = spec.condition.low else { return Some(Vec::new()) };
     // One that cannot be read has been named, and need not be called missing too.
     let unreadable = || vec![0; shape.values() as usize];
-    Some(raster(given, "conditioning.low_resolution", shape, violations).unwrap_or_else(unreadable))
+    Some(raster(given, "conditioning.low_resolution", (shape, None), violations).unwrap_or_else(unreadable))
 }
 
 /// The values of `image`, which must be of `shape`, in raster order.
-fn raster(image: &proto::Image, field: &str, shape: Shape, violations: &mut Violations) -> Option<Vec<u16>> {
+fn raster(
+    image: &proto::Image,
+    field: &str,
+    (shape, palette): (Shape, Option<&Palette>),
+    violations: &mut Violations,
+) -> Option<Vec<u16>> {
     let wanted = super::answer::shape(shape);
     if let Some(given) = image.shape
         && given != wanted
@@ -241,7 +246,7 @@ fn raster(image: &proto::Image, field: &str, shape: Shape, violations: &mut Viol
         violations.add(format!("{field}.shape"), format!("must be {}, got {}", describe(wanted), describe(given)));
     }
     let raster = match encoding(image.encoding, &format!("{field}.encoding"), violations) {
-        proto::ImageEncoding::Png => codec::decode_png(&image.data, shape),
+        proto::ImageEncoding::Png => codec::decode_png(&image.data, shape, palette),
         _ => raw_raster(&image.data, shape),
     };
     raster.map_err(|description| violations.add(format!("{field}.data"), description)).ok()

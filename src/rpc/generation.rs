@@ -122,7 +122,9 @@ async fn collect(
     }
     let summary = stream.summary().ok_or_else(stream::no_summary)?;
     let spec = facts.spec();
-    let images = canvases.iter().map(|canvas| answer::image(&canvas.to_raster(spec.order), spec.shape, encoding));
+    let images = canvases
+        .iter()
+        .map(|canvas| answer::image(&canvas.to_raster(spec.order), spec.shape, spec.palette.as_deref(), encoding));
     Ok(GenerateImagesResponse {
         images: images.collect::<Result<_, _>>().map_err(Error::EngineFault)?,
         started: Some(facts.started()),

@@ -6,7 +6,7 @@ use super::answer;
 use super::proto::model_service_server::ModelService;
 use super::proto::{GetModelRequest, GetModelResponse, ListModelsRequest, ListModelsResponse};
 use super::status::status;
-use crate::engine::catalogue::Catalogue;
+use crate::engine::catalogue::{Catalogue, State};
 use crate::error::{Error, Violations};
 
 const DEFAULT_PAGE: usize = 100;
@@ -42,7 +42,12 @@ impl ModelService for Models {
 
     async fn get_model(&self, request: Request<GetModelRequest>) -> Result<Response<GetModelResponse>, Status> {
         let (name, state) = self.catalogue.get(&request.into_inner().name).map_err(|error| status(&error))?;
-        let model = answer::model(&name, &state, self.catalogue.is_draining());
+        let mut model = answer::model(&name, &state, self.catalogue.is_draining());
+        if let State::Serving { handle, .. } = &state
+            && let Some(palette) = &handle.spec().palette
+        {
+            model.exact_palette = palette.colours().as_flattened().to_vec();
+        }
         Ok(Response::new(GetModelResponse { model: Some(model) }))
     }
 }
@@ -50,7 +55,6 @@ impl ModelService for Models {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::catalogue::State;
 
     #[tokio::test]
     async fn pages_hold_every_model_once_and_in_order() {

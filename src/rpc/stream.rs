@@ -45,6 +45,7 @@ impl Facts {
             seed: job.seed,
             reproducibility: answer::reproducibility(job.reproducibility).into(),
             shape: Some(answer::shape(spec.shape)),
+            palette: answer::palette(spec.palette.as_deref()),
             image_count: job.images,
             order: answer::order(spec.order).into(),
             blocks: answer::blocks(spec.order),
@@ -106,7 +107,7 @@ impl Checksums {
         encoding: ImageEncoding,
     ) -> Result<proto::GenerationCompleted, Error> {
         let low = &summary.low_images;
-        let images = low.iter().map(|low| answer::image(&low.values, low.shape, encoding));
+        let images = low.iter().map(|low| answer::image(&low.values, low.shape, None, encoding));
         Ok(proto::GenerationCompleted {
             usage: Some(answer::usage(summary.usage)),
             timing: Some(answer::timing(&self.spec.name, summary.timing)),

@@ -117,7 +117,7 @@ async fn a_png_holds_the_same_values_as_the_raw_image() {
     let (raw, png) = (whole(&daemon, 2, 3, ImageEncoding::Raw).await, whole(&daemon, 2, 3, ImageEncoding::Png).await);
     for (raw, png) in raw.iter().zip(&png) {
         assert_eq!(png.encoding(), ImageEncoding::Png);
-        let values = pixeld::image::codec::decode_png(&png.data, shape()).unwrap();
+        let values = pixeld::image::codec::decode_png(&png.data, shape(), None).unwrap();
         assert_eq!(pixeld::image::codec::values_to_raw(&values, shape()), raw.data);
     }
 }

@@ -19,6 +19,7 @@ mod harness;
 mod health;
 mod interop;
 mod models;
+mod palette;
 mod reference;
 mod reflection;
 mod refusals;

@@ -92,7 +92,7 @@ async fn every_seed_draws_what_the_reference_draws_and_scores_as_it_says() {
                     channels: given.channels(),
                     levels: given.levels(),
                 };
-                let image = match codec::encode_png(low, given) {
+                let image = match codec::encode_png(low, given, None) {
                     Ok(png) => Image { data: png.into(), encoding: ImageEncoding::Png.into(), shape: None },
                     Err(_) => raw(&codec::values_to_raw(low, given)),
                 };

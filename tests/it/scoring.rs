@@ -87,7 +87,7 @@ async fn a_png_scores_as_its_raw_values_do() {
     let data = raw.image.clone().unwrap().data;
     let values = pixeld::image::codec::values_from_raw(&data, shape()).unwrap();
     let canvas = Canvas::from_raster(shape(), Order::Raster, &values).unwrap();
-    let png = pixeld::image::codec::encode_png(&canvas.to_raster(Order::Raster), shape()).unwrap();
+    let png = pixeld::image::codec::encode_png(&canvas.to_raster(Order::Raster), shape(), None).unwrap();
     let image = Image { data: png.into(), encoding: ImageEncoding::Png.into(), shape: None };
     let items = vec![raw, ScoreItem { image: Some(image), ..ScoreItem::default() }];
     let request = ScoreImagesRequest { spec: None, items };

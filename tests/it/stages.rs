@@ -134,7 +134,8 @@ async fn both_stages_draw_what_the_reference_draws_and_score_as_they_say() {
 
             let [low, large] = [(2, 3), (4, 6)].map(|(height, width)| Shape::new(height, width, 3, 5).unwrap());
             let pngs = whole(&daemon, request(None), ImageEncoding::Png).await.unwrap();
-            let decoded = |png: &[u8], shape| codec::values_to_raw(&codec::decode_png(png, shape).unwrap(), shape);
+            let decoded =
+                |png: &[u8], shape| codec::values_to_raw(&codec::decode_png(png, shape, None).unwrap(), shape);
             assert_eq!(decoded(&pngs.images[0], large), golden.values, "{label}");
             assert_eq!(decoded(&pngs.completed.low_resolution_images[0].data, low), golden.low, "{label}");
         }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use pixeld::head::Head;
-use pixeld::image::{Canvas, Order, Rank, Shape};
+use pixeld::image::{Canvas, Order, Palette, Rank, Shape};
 use pixeld::model::{Condition, ModelError, ParamRows, PixelModel, ScoreRow, Slot, StepRow};
 use pixeld::spec::{ConditionSpec, Execution, ModelSpec};
 
@@ -108,6 +108,7 @@ impl Steady {
             description: "for tests".into(),
             family: "toy",
             shape,
+            palette: None,
             order: Order::Raster,
             head: Head::Categorical,
             condition: ConditionSpec { classes: 2, class_required: false, low: None },
@@ -127,6 +128,12 @@ impl Steady {
     /// The same, taking a class label below `classes`, or needing one.
     pub(crate) fn of_classes(mut self, classes: u32, class_required: bool) -> Self {
         self.spec.condition = ConditionSpec { classes, class_required, ..self.spec.condition };
+        self
+    }
+
+    /// The same, whose levels are the colours of `palette`.
+    pub(crate) fn coloured(mut self, palette: Palette) -> Self {
+        self.spec.palette = Some(palette.into());
         self
     }
 
