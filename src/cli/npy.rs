@@ -1,4 +1,4 @@
-//! NumPy files: images in and out, and class labels in.
+//! NumPy files: images in and out, class labels and colours in.
 
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
@@ -13,6 +13,8 @@ use crate::image::Shape;
 const MAX_HEADER: usize = 512;
 /// Most labels read at once.
 const MAX_LABELS: u64 = 1 << 24;
+/// Most colours read.
+const MAX_COLOURS: u64 = 1 << 16;
 
 /// Images in a file, one after the other.
 pub(super) struct Images {
@@ -92,6 +94,27 @@ pub(super) fn labels(path: &Path) -> Result<Vec<u32>, Failure> {
         _ => Err(format!("must hold whole numbers, got {}", file.dtype().descr())),
     };
     read.map_err(refuse)
+}
+
+/// Colours: [n, 3] in `float32` or `float64`.
+pub(super) fn colours(path: &Path) -> Result<Vec<[f64; 3]>, Failure> {
+    let (file, bytes) = open(path)?;
+    let refuse = |what: String| Failure::Usage(format!("{}: {what}", path.display()));
+    let [count, 3] = *file.shape() else {
+        return Err(refuse(format!("must be of shape [n, 3], got {:?}", file.shape())));
+    };
+    if count > MAX_COLOURS || file.len() > bytes {
+        return Err(refuse(format!("announces {count} colours in {bytes} bytes, at most {MAX_COLOURS} are read")));
+    }
+    if file.order() != npyz::Order::C {
+        return Err(refuse("must be in C order; save it with numpy.ascontiguousarray".to_owned()));
+    }
+    let numbers: Result<Vec<f64>, _> = match plain(&file) {
+        Some((TypeChar::Float, 4)) => file.into_vec::<f32>().map(|all| all.into_iter().map(f64::from).collect()),
+        Some((TypeChar::Float, 8)) => file.into_vec::<f64>(),
+        _ => return Err(refuse(format!("must hold float32 or float64, got {}", file.dtype().descr()))),
+    };
+    Ok(numbers.map_err(|error| refuse(error.to_string()))?.as_chunks::<3>().0.to_vec())
 }
 
 fn whole<T: npyz::Deserialize + TryInto<u32>>(file: NpyFile<BufReader<File>>) -> Result<Vec<u32>, String> {

@@ -8,6 +8,7 @@
 //! whatever the others are. A prefix `module.` that all names have (of a model trained on several GPUs) is dropped.
 
 mod archive;
+mod image_gpt;
 mod image_transformer;
 pub mod package;
 mod pickle;
@@ -23,6 +24,7 @@ use std::fs::{self, File};
 use std::io::{BufReader, Read, Seek};
 use std::path::Path;
 
+pub use image_gpt::{Divisor, ImageGpt, clusters};
 pub use image_transformer::ImageTransformer;
 pub use pixel_cnn_pp::PixelCnnPp;
 pub use renaming::Renaming;

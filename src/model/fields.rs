@@ -96,6 +96,11 @@ impl<'v> Fields<'v> {
         values
     }
 
+    /// Passes over whatever is at `key`.
+    pub(crate) fn skip(&mut self, key: &str) {
+        self.table.remove(key);
+    }
+
     /// Takes whatever has not been asked for.
     pub(crate) fn rest(&mut self) -> Table {
         std::mem::take(&mut self.table)

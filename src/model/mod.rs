@@ -1,7 +1,7 @@
 //! The seam between the engine and the families: what a model must be able to do.
 
 pub mod families;
-mod fields;
+pub(crate) mod fields;
 pub mod manifest;
 mod registry;
 #[cfg(test)]

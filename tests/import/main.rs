@@ -5,6 +5,7 @@
 
 mod checkpoint;
 mod command;
+mod image_gpt;
 mod law;
 mod reader;
 mod state_dicts;

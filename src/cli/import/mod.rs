@@ -1,5 +1,6 @@
 //! `pixeld import`: what other code trained, made into a package. One file for each kind of checkpoint.
 
+mod image_gpt;
 mod image_transformer;
 mod pixel_cnn_pp;
 mod torchscript;
@@ -35,6 +36,8 @@ enum Format {
     PixelCnnPp(pixel_cnn_pp::Flags),
     /// Image Transformer, a state dict of sahajgarg/image_transformer
     ImageTransformer(image_transformer::Flags),
+    /// ImageGPT, a directory of Hugging Face transformers
+    ImageGpt(image_gpt::Flags),
     /// Any scripted or traced module: finds out how it is called
     Torchscript(Box<torchscript::Flags>),
 }
@@ -60,6 +63,7 @@ impl Import {
         match self.format {
             Format::PixelCnnPp(flags) => flags.run(),
             Format::ImageTransformer(flags) => flags.run(),
+            Format::ImageGpt(flags) => flags.run(),
             Format::Torchscript(flags) => flags.run().await,
         }
     }
