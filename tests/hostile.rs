@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use peak_alloc::PeakAlloc;
-use pixeld::import::{self, ImageTransformer, PixelCnnPp, Reading, Tensors};
+use pixeld::import::{self, Divisor, ImageGpt, ImageTransformer, PixelCnnPp, Reading, Tensors, clusters};
 use proptest::prelude::*;
 use proptest::sample::Index;
 
@@ -26,9 +26,22 @@ static WHOLE: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
         "import/image_transformer/dmol_local.pth",
         "import/image_transformer/dmol_one_block.pth",
         "import/pixel_cnn_pp/rgb_stream.pth",
+        "import/image_gpt/relu_wide/pytorch_model.bin",
+        "import/image_gpt/quick_gelu/model.safetensors",
         "image_transformer/post_sinusoidal_binary/weights.safetensors",
     ];
     files.iter().map(|file| fs::read(folder.join(file)).unwrap()).collect()
+});
+
+/// What is beside those that have a configuration.
+static IMAGE_GPT: LazyLock<Vec<ImageGpt>> = LazyLock::new(|| {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/import/image_gpt");
+    let format = |(case, size)| {
+        let [config, colours] =
+            ["config.json", "preprocessor_config.json"].map(|file| fs::read(folder.join(case).join(file)).unwrap());
+        ImageGpt::new(&config, &clusters(&colours).unwrap().unwrap(), size, Some(Divisor::Whole)).unwrap()
+    };
+    [("relu_wide", None), ("quick_gelu", Some([2, 8]))].map(format).to_vec()
 });
 
 /// One change of a file.
@@ -182,6 +195,9 @@ fn import_all(tensors: &Tensors) {
             let format = ImageTransformer { image_size: size, num_heads: size, block_length };
             let _ = format.draft(tensors.clone());
         }
+    }
+    for format in IMAGE_GPT.iter() {
+        let _ = format.clone().draft(tensors.clone());
     }
 }
 

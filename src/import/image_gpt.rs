@@ -1,8 +1,8 @@
-//! ImageGPT as Hugging Face transformers saves it: `config.json`, the tensors of `ImageGPTForCausalImageModeling`, and the
-//! colour clusters.
+//! ImageGPT as Hugging Face transformers saves it: `config.json`, the tensors of `ImageGPTForCausalImageModeling`, and
+//! the colour clusters.
 //!
-//! The network is ours under other names, but that its linear maps hold their weights `[inputs, outputs]` and that query, key
-//! and value are one map. A cluster c of -1..=1 is the colour 127.5 (c + 1), as its image processor has it.
+//! The network is ours under other names, but that its linear maps hold their weights `[inputs, outputs]` and that query,
+//! key and value are one map. A cluster c of -1..=1 is the colour 127.5 (c + 1), as its image processor has it.
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -14,6 +14,9 @@ use super::{Renaming, Tensor, Tensors};
 use crate::error::Violations;
 use crate::model::fields::Fields;
 
+const MAX_LENGTH: u32 = 1 << 20;
+const MAX_WIDTH: u32 = 1 << 16;
+const MAX_LAYERS: u32 = 1024;
 /// Every name but that of the last layer begins so, where the whole model was saved.
 const PREFIX: &str = "transformer.";
 /// Keys of `config.json` that do not change the law: training, bookkeeping, and how `generate` draws.
@@ -135,11 +138,13 @@ impl ImageGpt {
             fields.refuse("pruned_heads", "must be empty: heads that were taken out are not supported");
         }
         // What a key that is absent means is what the original code takes it for.
-        let mut whole =
-            |key: &str, default: u32| if fields.has(key) { fields.number(key, 1..=1 << 20) } else { Some(default) };
-        let [vocabulary, positions] = [whole("vocab_size", 513), whole("n_positions", 1024)];
-        let [width, layers, heads] = [whole("n_embd", 512), whole("n_layer", 24), whole("n_head", 8)];
-        let feed_forward_width = whole("n_inner", width.unwrap_or(1).saturating_mul(4));
+        let mut whole = |key: &str, default: u32, most: u32| {
+            if fields.has(key) { fields.number(key, 1..=most) } else { Some(default) }
+        };
+        let [vocabulary, positions] = [whole("vocab_size", 513, MAX_LENGTH), whole("n_positions", 1024, MAX_LENGTH)];
+        let [width, layers] = [whole("n_embd", 512, MAX_WIDTH), whole("n_layer", 24, MAX_LAYERS)];
+        let heads = whole("n_head", 8, MAX_WIDTH);
+        let feed_forward_width = whole("n_inner", width.unwrap_or(1).saturating_mul(4), 4 * MAX_WIDTH);
         let activations = [
             ("quick_gelu", "gelu_sigmoid"),
             ("gelu", "gelu"),

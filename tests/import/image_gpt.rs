@@ -9,13 +9,16 @@ use pixeld::error::Violations;
 use pixeld::image::{Shape, codec};
 use pixeld::import::{self, Divisor, ImageGpt, Reading, Tensors, clusters};
 use pixeld::repository;
+use proptest::prelude::*;
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::law::{self, expect, folder, golden};
 
-/// Each with what is said beside: height and width, and how scores are divided.
-const CASES: [(&str, Option<[u32; 2]>, Option<Divisor>); 4] = [
+/// A folder, and what is said beside: height and width, and how scores are divided.
+type Case = (&'static str, Option<[u32; 2]>, Option<Divisor>);
+
+const CASES: [Case; 4] = [
     ("quick_gelu", Some([2, 8]), None),
     ("gelu_by_layer", None, Some(Divisor::Whole)),
     ("gelu_new_unscaled", None, None),
@@ -44,7 +47,7 @@ fn tensors(case: &str) -> Tensors {
         .unwrap_or_else(|violations| panic!("{case}: {violations}"))
 }
 
-fn format((case, size, divisor): (&str, Option<[u32; 2]>, Option<Divisor>)) -> ImageGpt {
+fn format((case, size, divisor): Case) -> ImageGpt {
     ImageGpt::new(&read(case, "config.json"), &colours(case), size, divisor).unwrap()
 }
 
@@ -185,6 +188,29 @@ fn whatever_in_the_configuration_changes_the_law_is_taken_or_refused_by_name() {
     assert_eq!(clusters(b"{}").unwrap(), None);
     let raw = clusters(br#"{"clusters": [[0, 128, 255]], "do_normalize": false}"#).unwrap_err();
     assert_eq!(fields(&raw), ["preprocessor.do_normalize"]);
+}
+
+proptest! {
+    #[test]
+    fn damaged_texts_are_refused_or_read_and_never_panic(
+        edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        cut in any::<prop::sample::Index>(),
+    ) {
+        let [mut config, mut colours] =
+            ["config.json", "preprocessor_config.json"].map(|file| read("quick_gelu", file));
+        for (at, byte) in edits {
+            for text in [&mut config, &mut colours] {
+                let at = at.index(text.len());
+                text[at] = byte;
+            }
+        }
+        let colours = clusters(&colours).ok().flatten().unwrap_or_default();
+        let format = ImageGpt::new(&config, &colours, None, Some(Divisor::Whole));
+        let _ = format.map(|format| format.draft(Tensors::new()));
+        let whole = read("quick_gelu", "config.json");
+        let whole = whole.trim_ascii_end();
+        prop_assert!(ImageGpt::new(&whole[..cut.index(whole.len())], &colours, None, None).is_err());
+    }
 }
 
 fn pixeld(arguments: &[&str]) -> Output {
