@@ -192,6 +192,17 @@ class FamilyTest(unittest.TestCase):
                     archive = torch.jit.load(str(Path(directory) / weights))
                     self.assertTrue(torch.equal(archive(*inputs), module(*inputs)))
 
+    def test_a_palette_is_written_and_comes_back(self) -> None:
+        colours = [[0, 0.5, 255], [1, 2, 3.25]]
+        config, module = build("image_gpt", 2, 2, 1, 2, palette=colours)
+        with tempfile.TemporaryDirectory() as directory:
+            write_package(Path(directory), module, config, "tiny", "test")
+            self.assertIn("palette = [[0, 0.5, 255], [1, 2, 3.25]]", (Path(directory) / "model.toml").read_text())
+            self.assertEqual(read_package(Path(directory))[0], config)
+        for levels, channels in ((3, 1), (2, 3)):
+            with self.assertRaises(ValueError):
+                build("image_gpt", 2, 2, channels, levels, palette=colours)
+
     @torch.no_grad()
     def test_sampling_follows_the_model(self) -> None:
         for name in CASES:
