@@ -1,5 +1,6 @@
 #!/bin/sh
-# Runs what needs PyTorch, with the packages of python/requirements.txt (fetched once into the user's cache).
+# Runs what needs PyTorch, with the packages of python/requirements.txt and tests/interop/requirements.txt (fetched once
+# into the user's cache).
 #     pytorch.sh tests          the reference's own tests, then the daemon beside it, live
 #     pytorch.sh bench-peers    step times of pixeld beside those of PyTorch, on the same weights; takes arguments
 #     pytorch.sh train NAME     trains models/NAME again
@@ -7,7 +8,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
-packages=$("$python" scripts/setup.py --print pytorch)
+packages=$("$python" scripts/setup.py --print pytorch):$("$python" scripts/setup.py --print interop)
 export PYTHONPATH="$PWD/python:$packages" PYTHONDONTWRITEBYTECODE=1
 pixeld=${CARGO_TARGET_DIR:-target}/release/pixeld
 
@@ -22,7 +23,7 @@ bench-peers)
     ;;
 results)
     "$python" python/baselines.py
-    PYTHONPATH="$PYTHONPATH:$("$python" scripts/setup.py --print interop)" PIXELD="$pixeld" "$python" python/live/results.py
+    PIXELD="$pixeld" "$python" python/live/results.py
     ;;
 train)
     shift

@@ -8,9 +8,10 @@ renamed into it, so that an interrupted run never leaves half of one behind.
 The torch wheel is the CUDA build. Its CPU library asks for just two small CUDA libraries, so only those are fetched;
 the gigabytes of GPU kernels are not unpacked. Standard library only; needs `pip`.
 
-    setup.py                writes .cargo/config.toml, so that plain `cargo build` finds libtorch
-    setup.py --print NAME   prints the path of one tree, laying it out first: `libtorch`, `interop` (what the
-                            interoperability test imports) or `pytorch` (what training and the live comparison import)
+    setup.py                writes .cargo/config.toml, so that plain `cargo build` finds libtorch, and python/pixeld/v1, the
+                            stubs of the Python client
+    setup.py --print NAME   prints the path of one tree, laying it out first: `libtorch`, `interop` (what the Python client
+                            imports) or `pytorch` (what training and the live comparison import)
     setup.py --where        prints the cache directory
 """
 
@@ -149,6 +150,14 @@ def pytorch() -> Path:
     return packages("pytorch", PYTORCH_REQUIREMENTS)
 
 
+def write_stubs(interop_packages: Path) -> None:
+    """For running the client from the tree."""
+    script = REPOSITORY / "python" / "stubs.py"
+    environment = os.environ | {"PYTHONPATH": str(interop_packages), "PYTHONDONTWRITEBYTECODE": "1"}
+    if subprocess.run([sys.executable, str(script), str(script.parent)], env=environment, check=False).returncode != 0:
+        fail(f"{script} failed")
+
+
 def write_cargo_config(torch: Path, interop_packages: Path) -> None:
     path = REPOSITORY / ".cargo" / "config.toml"
     text = (
@@ -177,6 +186,7 @@ def main() -> None:
         return
     torch = Path(os.environ["LIBTORCH"]).absolute() if os.environ.get("LIBTORCH") else libtorch()
     write_cargo_config(torch, interop())
+    write_stubs(interop())
 
 
 if __name__ == "__main__":

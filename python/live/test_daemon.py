@@ -15,13 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from harness import PIXELD, SHIPPED, Daemon
 from pixeld.export import SAFE_MARGIN, crc32c, read_package, value_bytes, write_package
 from pixeld.likelihood import log_probs
 from pixeld.models.image_transformer import ImageTransformer, ImageTransformerConfig
 from pixeld.sample import sample
 
-PIXELD = os.environ["PIXELD"]
-SHIPPED = Path(__file__).parents[2] / "models"
 SIZES = dict(height=4, width=5, layers=2, heads=2, key_width=8, value_width=12, feed_forward_width=24)
 CASES = {
     "grey": dict(channels=1, levels=17, model_width=16, query_block=6, classes=3),
@@ -37,7 +36,7 @@ def run(command: str, *arguments: str) -> list[dict]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-class Daemon(unittest.TestCase):
+class DaemonTest(unittest.TestCase):
     @classmethod
     def setUpClass(cls) -> None:
         seed = int(os.environ.get("PIXELD_LIVE_SEED") or random.randrange(2**31))
@@ -55,20 +54,9 @@ class Daemon(unittest.TestCase):
             weights = "weights.pt" if name == "pre" else "weights.safetensors"
             write_package(cls.root / "models" / name, module, config, name, "random", weights)
         (cls.root / "models" / "digits").symlink_to(SHIPPED / "digits")
-        cls.daemon = subprocess.Popen([PIXELD, "serve", "--listen", "127.0.0.1:0", "--models", str(cls.root / "models")],
-                                      stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        cls.addClassCleanup(cls.stop)
-        line = cls.daemon.stdout.readline()
-        listening = re.fullmatch(r"listening on (\S+)\n", line)
-        assert listening, f"the daemon said {line!r}"
-        assert cls.daemon.stdout.readline() == "ready\n", "the models did not load"
-        cls.endpoint = ("--endpoint", f"http://{listening[1]}")
-
-    @classmethod
-    def stop(cls) -> None:
-        cls.daemon.terminate()
-        cls.daemon.wait(timeout=60)
-        cls.daemon.stdout.close()
+        cls.daemon = Daemon(cls.root / "models")
+        cls.addClassCleanup(cls.daemon.stop)
+        cls.endpoint = ("--endpoint", f"http://{cls.daemon.address}")
 
     def reference(self, name: str) -> tuple[ImageTransformerConfig, ImageTransformer]:
         config, module = read_package(self.root / "models" / name)

@@ -1,4 +1,4 @@
-//! The wire as another gRPC stack sees it: the standard Python one, with generated stubs and with reflection alone.
+//! The wire as another gRPC stack sees it: the standard Python one, with the client of `python/` and with reflection alone.
 
 use std::process::Stdio;
 
@@ -7,7 +7,8 @@ use tokio::process::Command;
 use crate::harness::Daemon;
 
 /// Runs a script of `tests/interop` against a daemon. Which Python, and where its packages are, stands in
-/// `.cargo/config.toml`, which the set-up script writes; without it the test fails instead of passing unseen.
+/// `.cargo/config.toml`, which the set-up script writes beside the stubs of the client; without it the test fails instead
+/// of passing unseen.
 async fn run(script: &str) {
     let (Some(python), Some(packages)) = (option_env!("PIXELD_TEST_PYTHON"), option_env!("PIXELD_TEST_PYTHONPATH"))
     else {
@@ -18,8 +19,7 @@ async fn run(script: &str) {
     let ran = Command::new(python)
         .arg(format!("{root}/tests/interop/{script}"))
         .arg(daemon.address.to_string())
-        .arg(format!("{root}/proto"))
-        .env("PYTHONPATH", packages)
+        .env("PYTHONPATH", format!("{root}/python:{packages}"))
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .stdin(Stdio::null())
         .kill_on_drop(true)
@@ -31,8 +31,8 @@ async fn run(script: &str) {
 }
 
 #[tokio::test]
-async fn python_with_generated_stubs_samples_scores_and_lists() {
-    run("stubs.py").await;
+async fn the_python_client_samples_scores_and_lists() {
+    run("client.py").await;
 }
 
 #[tokio::test]

@@ -1,0 +1,166 @@
+"""Tests of the client's own reckoning, without a daemon: `python python/tests/test_client.py`."""
+
+import sys
+import unittest
+import unittest.mock
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import grpc
+import numpy as np
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from pixeld.client import Retry, errors  # noqa: E402
+from pixeld.client.generation import Generation  # noqa: E402
+from pixeld.client.model import Model  # noqa: E402
+from pixeld.client.retry import Backoff  # noqa: E402
+from pixeld.v1 import generation_service_pb2 as wire  # noqa: E402
+from pixeld.v1 import model_service_pb2  # noqa: E402
+
+
+def model(levels: int = 256, blocks: bool = False) -> Model:
+    """Of images of 4 x 4 pixels of 3 channels."""
+    told = model_service_pb2.Model(name="models/m", revision="r", state=model_service_pb2.MODEL_STATE_READY)
+    told.shape.height, told.shape.width, told.shape.channels, told.shape.levels = 4, 4, 3, levels
+    if blocks:
+        told.blocks.height, told.blocks.width = 2, 6
+    return Model.of(told)
+
+
+def daemon(of: Model, images: np.ndarray, request: wire.StreamGenerateImagesRequest, step: int, revision: str = "r"
+           ) -> list[Any]:
+    """The messages of a daemon that draws `images`, `step` values of each at a time, and refuses what it must."""
+    spec, width = request.spec, of.dtype.itemsize
+    known = len(spec.conditioning.prefix) // width
+    assert known % 3 == 0 and known <= of.values - 3, f"a model of whole pixels refuses {known} values"
+    ordered = images.reshape(len(images), -1)[:, of.places]
+    mine = ordered[spec.first_image_index:spec.first_image_index + spec.image_count]
+    assert all(image[:known].tobytes() == spec.conditioning.prefix for image in mine), "not what was drawn"
+    messages = [wire.StreamGenerateImagesResponse(started=wire.GenerationStarted(model_revision=revision))]
+    for begin in range(known, of.values, step):
+        runs = [wire.ValueRun(image_index=index, first_rank=begin, values=image[begin:begin + step].tobytes())
+                for index, image in enumerate(mine)]
+        messages.append(wire.StreamGenerateImagesResponse(sampled=wire.SampledValues(runs=runs)))
+    end = wire.GenerationCompleted(crc32c=[google_crc32c.value(image.tobytes()) for image in mine],
+                                   log_likelihoods=[-1.0] * len(mine))
+    return [*messages, wire.StreamGenerateImagesResponse(completed=end)]
+
+
+class GenerationTest(unittest.TestCase):
+    """A request as a value."""
+
+    def test_a_cut_anywhere_leaves_the_same_images(self) -> None:
+        for of in (model(), model(1000), model(blocks=True)):
+            images = np.random.default_rng(0).integers(0, of.levels, (3, 4, 4, 3)).astype(of.dtype)
+            for step in (1, 3, 5, 48):
+                for survived in range(48 // step + 3):
+                    generation = Generation(of, 3, classes=[1, 1, 2], seed=0)
+                    canvas = np.zeros_like(images)
+                    for messages in (survived, 2, 7, 1 << 20):  # that come through before each cut
+                        generation.fault = None
+                        for group in generation.groups():
+                            sent = daemon(of, images, group.request, step)
+                            for message in [*sent[:messages], None]:
+                                for values in generation.take(group, message):
+                                    canvas[values.image].flat[values.places] = values.values
+                            self.assertEqual(generation.fault is None, messages >= len(sent))
+                    np.testing.assert_array_equal(canvas, images)
+                    np.testing.assert_array_equal(generation.result().images, images)
+                    self.assertTrue(generation.finished)
+                    self.assertEqual(generation.done, generation.total)
+
+    def test_images_alike_are_asked_for_together(self) -> None:
+        generation = Generation(model(), 5, classes=[1, 1, 2, 1, 1], first_image=10)
+        asked = [(group.request.spec.first_image_index, group.request.spec.image_count,
+                  group.request.spec.conditioning.class_label) for group in generation.groups()]
+        self.assertEqual(asked, [(10, 2, 1), (12, 1, 2), (13, 2, 1)])
+
+    def test_what_goes_on_otherwise_is_refused(self) -> None:
+        of = model()
+        images = np.random.default_rng(0).integers(0, 256, (1, 4, 4, 3)).astype(np.uint8)
+        other = images.copy()
+        other[0, 0, 1, 0] ^= 1
+        for second, words in (((images, "s"), "revision s, and was of r"), ((other, "r"), "otherwise than it began")):
+            generation = Generation(of, 1)
+            (group,) = generation.groups()
+            for message in daemon(of, images, group.request, 5)[:2]:
+                list(generation.take(group, message))
+            with self.assertRaisesRegex(errors.ResumeError, words):
+                for message in daemon(of, second[0], wire.StreamGenerateImagesRequest(
+                        spec=wire.GenerationSpec(image_count=1)), 5, second[1]):
+                    list(generation.take(group, message))
+        generation = Generation(of, 1)
+        (group,) = generation.groups()
+        messages = daemon(of, images, group.request, 48)
+        messages[-1].completed.crc32c[0] ^= 1
+        with self.assertRaisesRegex(errors.ResumeError, "not the one that was sent"):
+            for message in messages:
+                list(generation.take(group, message))
+
+
+class Refused(grpc.RpcError):
+    """A failed call with details as the daemon sends them."""
+
+    def __init__(self, code: grpc.StatusCode, *details: Any) -> None:
+        packed = [any_pb2.Any() for _ in details]
+        for each, detail in zip(packed, details):
+            each.Pack(detail)
+        self.parts = code, (("grpc-status-details-bin", status_pb2.Status(details=packed).SerializeToString()),)
+
+    def code(self) -> grpc.StatusCode:
+        return self.parts[0]
+
+    def details(self) -> str:
+        return "no"
+
+    def trailing_metadata(self) -> Any:
+        return self.parts[1]
+
+
+class RetryTest(unittest.TestCase):
+    """What passes, and when."""
+
+    def test_waits_grow_and_are_no_shorter_than_the_daemon_asks(self) -> None:
+        info = error_details_pb2.ErrorInfo(reason="QUEUE_FULL", metadata={"limit": "2"})
+        hint = error_details_pb2.RetryInfo()
+        hint.retry_delay.FromMilliseconds(1500)
+        told = errors.of(Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, info, hint))
+        self.assertEqual((told.reason, told.metadata, told.retry_after), ("QUEUE_FULL", {"limit": "2"}, 1.5))
+        self.assertEqual(Backoff(Retry(first=0.1), None).after(told), 1.5)
+        untold = errors.of(Refused(grpc.StatusCode.UNAVAILABLE))
+        backoff = Backoff(Retry(attempts=6, first=0.1, longest=0.5), None)
+        waits = [backoff.after(untold) for _ in range(5)]
+        for wait, most in zip(waits, (0.1, 0.2, 0.4, 0.5, 0.5)):
+            self.assertTrue(most / 2 <= wait <= most, waits)
+        with self.assertRaises(errors.PixeldError):
+            backoff.after(untold)
+        backoff.progress()
+        backoff.after(untold)
+
+    def test_nothing_is_waited_for_that_comes_too_late(self) -> None:
+        untold = errors.of(Refused(grpc.StatusCode.UNAVAILABLE))
+        with self.assertRaises(errors.PixeldError):
+            Backoff(Retry(first=10.0, longest=10.0), 1.0).after(untold)
+        with self.assertRaises(errors.DeadlineExceeded):
+            Backoff(Retry(), 0.0).left()
+
+    def test_only_what_passes_is_tried_again(self) -> None:
+        def passes(code: grpc.StatusCode, reason: str = "") -> bool:
+            details = [error_details_pb2.ErrorInfo(reason=reason)] if reason else []
+            return errors.of(Refused(code, *details)).passes
+
+        code = grpc.StatusCode
+        for each in ((code.UNAVAILABLE, "SERVER_DRAINING"), (code.ABORTED, "CLIENT_TOO_SLOW"), (code.INTERNAL,),
+                     (code.CANCELLED,), (code.UNKNOWN,)):
+            self.assertTrue(passes(*each), each)
+        for each in ((code.INTERNAL, "ENGINE_FAULT"), (code.INVALID_ARGUMENT, "INVALID_REQUEST"), (code.UNIMPLEMENTED,),
+                     (code.DEADLINE_EXCEEDED, "QUEUE_TIMEOUT"), (code.UNAUTHENTICATED,)):
+            self.assertFalse(passes(*each), each)
+
+
+if __name__ == "__main__":
+    unittest.main()
