@@ -11,7 +11,8 @@ import math
 
 import numpy as np
 
-from datasets import DATA_SETS, Images
+from datasets import DATA_SETS
+from pixeld.train import Images
 
 SIDES = {"digits": (8, 4), "letters": (16, 32)}
 

@@ -9,16 +9,9 @@ from typing import Callable, NamedTuple
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
-from torch import Tensor
 
 import glyphs
-
-
-class Images(NamedTuple):
-    """Levels [n, side, side, channels] and classes int64 [n]."""
-
-    values: Tensor
-    classes: Tensor
+from pixeld.train import Images, shrunk
 
 
 class DataSet(NamedTuple):
@@ -29,18 +22,6 @@ class DataSet(NamedTuple):
     classes: int
     load: Callable[[int, bool], tuple[Images, Images]]  # side and `validate` -> to train on, to judge by
     manifest: dict[str, str]
-
-
-def halved(values: Tensor) -> Tensor:
-    """Rounded means of squares of 2 x 2: [n, 2h, 2w, C] -> [n, h, w, C]."""
-    return (values.unflatten(2, [-1, 2]).unflatten(1, [-1, 2]).sum(dim=(2, 4)) + 2) // 4
-
-
-def shrunk(values: Tensor, side: int) -> Tensor:
-    """`values` halved until `side` pixels are left of a side."""
-    while values.shape[1] > side:
-        values = halved(values)
-    return values
 
 
 def digits(side: int, validate: bool) -> tuple[Images, Images]:

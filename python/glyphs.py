@@ -20,6 +20,8 @@ from typing import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from pixeld.sheet import shades
+
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 COUNT = 15600
 HELD_OUT = 15  # every so many
@@ -107,8 +109,8 @@ def draw(numbers: Sequence[int], side: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def png(path: Path, levels: np.ndarray) -> None:
-    """Writes one image [h, w, 3] as the daemon writes and reads it: a level as its share of 255, rounded."""
-    Image.fromarray(np.round(levels * (255 / (LEVELS - 1))).astype(np.uint8)).save(path, optimize=True)
+    """Writes one image [h, w, 3] as the daemon writes and reads it."""
+    Image.fromarray(shades(levels, LEVELS)).save(path, optimize=True)
 
 
 def main() -> None:

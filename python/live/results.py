@@ -14,9 +14,10 @@ from typing import Any, Iterator
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "python"))
 
-from datasets import DATA_SETS, shrunk  # noqa: E402
+from datasets import DATA_SETS  # noqa: E402
 from harness import SHIPPED, Daemon  # noqa: E402
 from pixeld.client import Client  # noqa: E402
+from pixeld.train import shrunk  # noqa: E402
 from train import RECIPES  # noqa: E402
 
 TOLERANCE = 1e-3

@@ -1,38 +1,42 @@
-"""Writes model packages: a directory with `model.toml` and one weights file."""
+"""Writes model packages: a directory with `model.toml` and one weights file, which the daemon serves.
 
+    from pixeld.export import goldens, write_package
+
+    write_package(Path("models/mine"), module, module.config, "mine", "What it draws",
+                  golden=goldens(module, images, classes))
+
+or, of a checkpoint of ``pixeld.train``,
+
+    python -m pixeld.export out/run/checkpoint.pt models/mine
+
+The goldens are known answers: likelihoods of some images and checksums of some samples, computed here in float64. The
+daemon serves a package only if they come out.
+"""
+
+import argparse
+import copy
 import dataclasses
 import hashlib
 import io
+import re
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any, Callable, Optional, Sequence
 
+import google_crc32c
 import torch
 from torch import Tensor, nn
 
 from pixeld import mixture
 from pixeld.config import ModelConfig
 from pixeld.likelihood import log_probs
-from pixeld.models import FAMILIES
+from pixeld.models import FAMILIES, family_of
 from pixeld.sample import Sample, sample, sample_ahead
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 FORMAT = 1
+NAME = re.compile(r"[a-z0-9_-][a-z0-9._-]{0,63}")  # what the daemon takes as the name of a model
 SAFE_MARGIN = 1e-4  # a golden sample this far from every boundary of its draws is the same on every device
-
-
-def crc32c(data: bytes) -> int:
-    """CRC-32C (Castagnoli polynomial, bit-reflected form 0x82F63B78)."""
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
-    return crc ^ 0xFFFFFFFF
 
 
 def value_bytes(values: Sequence[int], levels: int) -> bytes:
@@ -55,7 +59,7 @@ def golden_sample(module: nn.Module, first_seed: int, image: int, label: Optiona
     """One [[golden.sample]] entry."""
     seed, drawn = safe_sample(module, first_seed, image, margin, sample_ahead, label=label, low=low)
     return golden_entry({"seed": seed, "image": image}, label, low) | {
-        "crc32c": crc32c(value_bytes(drawn.values, module.config.levels))}
+        "crc32c": google_crc32c.value(value_bytes(drawn.values, module.config.levels))}
 
 
 @torch.no_grad()
@@ -65,6 +69,25 @@ def golden_score(module: nn.Module, values: Tensor, label: Optional[int], low: O
     classes = None if label is None else torch.tensor([label])
     nats = -log_probs(module, values[None], classes, None if low is None else low[None]).sum().item()
     return golden_entry({"values": values.flatten().tolist()}, label, low) | {"nats": nats}
+
+
+def goldens(module: nn.Module, values: Tensor, classes: Optional[Tensor] = None, low: Optional[Tensor] = None,
+            count: int = 3, margin: float = SAFE_MARGIN, class_required: bool = False) -> dict[str, list[dict[str, Any]]]:
+    """Known answers for a package: `count` scores and as many samples.
+
+    values: images [n, H, W, C] that are scored, with their classes [n] and low-resolution images [n, h, w, C], which the
+    samples are made from too. margin: how far every draw of a sample keeps from what rounding could change. class_required:
+    whether a request must name a class; otherwise the last sample goes without one.
+    """
+    exact, config, values = copy.deepcopy(module).double(), module.config, values[:count].long()
+    lows = [None] * len(values) if low is None else list(low[:count])
+    labels, asked = [None] * len(values), [None] * len(values)
+    if config.classes and classes is not None:
+        labels = classes[:count].tolist()
+        asked = [3 % config.classes, 8 % config.classes, 5 % config.classes if class_required else None]
+    return {"score": [golden_score(exact, image, label, small) for image, label, small in zip(values, labels, lows)],
+            "sample": [golden_sample(module, seed, image, label, small, margin)
+                       for image, (seed, label, small) in enumerate(zip((7, 100, 1000), asked, lows))]}
 
 
 def golden_entry(entry: dict[str, Any], label: Optional[int], low: Optional[Tensor]) -> dict[str, Any]:
@@ -144,13 +167,24 @@ def manifest_of(config: ModelConfig) -> dict[str, Any]:
 
 def write_package(directory: Path, module: nn.Module, config: ModelConfig, name: str, description: str,
                   weights: str = "weights.safetensors", class_required: bool = False, low_model: Optional[str] = None,
-                  **tables: dict[str, Any]) -> None:
+                  replace: bool = False, **tables: dict[str, Any]) -> None:
     """Writes `directory`/model.toml and the weights file beside it.
 
-    `weights` is the file name, and its ending picks the form. `low_model` names the package that draws the
-    low-resolution image of a request that brings none. `tables` are the optional tables of the manifest: data,
-    training, results, golden (the last with lists `score` and `sample`).
+    The daemon finds the model by `name`, which is also what the directory must be called where it is served. `weights` is
+    the file name, and its ending picks the form: .safetensors, or .pt for a TorchScript archive. `class_required`: whether
+    a request must name a class. `low_model` names the package that draws the low-resolution image of a request that brings
+    none. `replace`: write over a package that is there. `tables` are the optional tables of the manifest: data, training,
+    results, golden (of `goldens`).
+
+    Raises ValueError for a name that the daemon would refuse, and FileExistsError for a directory that is there and not
+    empty.
     """
+    if not NAME.fullmatch(name):
+        raise ValueError(f"name must be 1 to 64 of a-z 0-9 . _ - and not begin with a dot, got {name!r}")
+    if Path(weights).name != weights or Path(weights).suffix not in (".pt", ".safetensors"):
+        raise ValueError(f"weights must be a plain file name ending in .pt or .safetensors, got {weights!r}")
+    if not replace and directory.exists() and any(directory.iterdir()):
+        raise FileExistsError(f"{directory} is there already, and not empty")
     directory.mkdir(parents=True, exist_ok=True)
     write_weights(directory / weights, module)
     described = manifest_of(config)
@@ -161,7 +195,7 @@ def write_package(directory: Path, module: nn.Module, config: ModelConfig, name:
         condition["low_model"] = low_model
     manifest = {
         "format": FORMAT, "name": name,
-        "family": next(family for family, (kind, _) in FAMILIES.items() if type(config) is kind),
+        "family": family_of(config),
         "description": description, "image": described["image"], "head": described["head"],
         **({"condition": condition} if condition else {}),
         "architecture": described["architecture"],
@@ -193,3 +227,48 @@ def read_package(directory: Path) -> tuple[ModelConfig, nn.Module]:
     module = make_module(config)
     module.load_state_dict(state)
     return config, module.eval()
+
+
+def export_checkpoint(checkpoint: Path, directory: Path, description: Optional[str] = None,
+                      weights: str = "weights.safetensors", low_model: Optional[str] = None) -> None:
+    """Writes the averaged weights of a checkpoint of ``pixeld.train`` as the package `directory`, named like it."""
+    from pixeld.train.trainer import load, low_of, trained  # which needs more than the rest of this module
+
+    state = load(checkpoint)
+    module, settings, more = trained(state), state["settings"], state["more"]
+    config = module.config
+    examples = state["examples"]
+    if examples is None:
+        raise ValueError(f"{checkpoint} holds no images to compute known answers of: train with some to judge by")
+    values = examples["values"].long()
+    large = values[0].numel() > 1024
+    required = bool(config.classes) and settings["class_dropout"] == 0.0
+    golden = goldens(module, values, examples["classes"], low_of(config, values), 1 if large else 3,
+                     SAFE_MARGIN / 10 if large else SAFE_MARGIN, required)
+    results = {"held_out_images": more["judged"], "held_out_bits_per_dim": round(more["validation"], 5)}
+    write_package(
+        directory, module, config, directory.name, description or f"{state['family']} trained with pixeld.train", weights,
+        required, low_model,
+        training={"script": "python -m pixeld.train", "steps": state["taken"], "seconds": round(more["seconds"]),
+                  "parameters": sum(p.numel() for p in module.parameters()), "seed": settings["seed"]},
+        results=results, golden=golden)
+
+
+def main() -> None:
+    """Makes a package of a checkpoint, or says what is wrong in one line."""
+    parser = argparse.ArgumentParser(prog="python -m pixeld.export", description="Makes a package of a checkpoint.")
+    parser.add_argument("checkpoint", type=Path, help="checkpoint.pt of a run of pixeld.train")
+    parser.add_argument("directory", type=Path, help="of the package: models/NAME")
+    parser.add_argument("--description", help="one line about the model")
+    parser.add_argument("--weights", default="weights.safetensors", help="name of the file; .pt for a TorchScript archive")
+    parser.add_argument("--low-model", metavar="NAME", help="package that draws the low-resolution images")
+    asked = parser.parse_args()
+    try:
+        export_checkpoint(asked.checkpoint, asked.directory, asked.description, asked.weights, asked.low_model)
+    except (ValueError, OSError) as error:
+        sys.exit(f"pixeld.export: {error}")
+    print(f"wrote {asked.directory}")
+
+
+if __name__ == "__main__":
+    main()

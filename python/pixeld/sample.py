@@ -1,4 +1,4 @@
-"""Slow, obvious sampling in float64: for each value the whole image goes through the model again. And a quick way."""
+"""Slow, obvious sampling in float64: for each value the whole image goes through the model again. And quick ways."""
 
 import copy
 from typing import NamedTuple, Optional
@@ -90,3 +90,50 @@ def sample_ahead(module: nn.Module, seed: int, image: int, label: int | None = N
                 right = drawn.value == flat[place]
             flat[place] = drawn.value
     return Sample(flat.tolist(), log_likelihood, margin)
+
+
+def drawn_everywhere(config: ModelConfig, parameters: Tensor, values: Tensor, noise: Tensor) -> Tensor:
+    """The value that the noise [H, W, C] draws at each place of one image, were all values before it those of `values`.
+
+    parameters: a module's output for `values` [H, W, C], without the dimension of the batch.
+    """
+    if config.components is None:
+        probabilities = parameters.float().softmax(dim=-1)
+    else:
+        tables = []
+        for channel in range(config.channels):
+            candidates = values[:, :, None, :].repeat(1, 1, config.levels, 1)
+            candidates[..., channel] = torch.arange(config.levels, device=values.device)
+            rows = parameters.float()[:, :, None, :].expand(-1, -1, config.levels, -1)
+            tables.append(mixture.conditional_log_probs(rows, candidates, config.levels)[..., channel].exp())
+        probabilities = torch.stack(tables, dim=2)
+    cumulative = probabilities.cumsum(dim=-1)
+    below = cumulative <= noise[..., None] * cumulative[..., -1:]
+    return below.sum(dim=-1).clamp(max=config.levels - 1)
+
+
+@torch.no_grad()
+def sample_many(module: nn.Module, seed: int, count: int, classes: Optional[Tensor] = None, low: Optional[Tensor] = None
+                ) -> Tensor:
+    """The first `count` images of the stream of `seed`, together and in the module's own precision: int64 [n, H, W, C].
+
+    classes: int64 [n], -1 for none. low: int64 [n, h, w, C]. Every pass draws all values as if those before them were
+    right, until a pass changes none: each settles one more rank at least, most many. But for rounding these are the images
+    of `sample`.
+    """
+    module.eval()
+    config, device = module.config, next(module.parameters()).device
+    shape = (config.height, config.width, config.channels)
+    places = cells_by_rank(config.height, config.width * config.channels, *config.value_block)
+    length = len(places)
+    noise = torch.empty(count, length)
+    noise[:, places] = torch.from_numpy(uniform(seed, np.arange(count)[:, None], np.arange(length))).float()
+    noise = noise.view(count, *shape).to(device)
+    values = torch.zeros(count, *shape, dtype=torch.int64, device=device)
+    for _ in range(length + 1):
+        parameters = module(values, classes, low)
+        drawn = torch.stack([drawn_everywhere(config, *each) for each in zip(parameters, values, noise)])
+        if torch.equal(drawn, values):
+            break
+        values = drawn
+    return values

@@ -13,7 +13,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from pixeld.draw import draw  # noqa: E402
-from pixeld.export import crc32c, read_package, write_package  # noqa: E402
+from pixeld.export import read_package, write_package  # noqa: E402
 from pixeld.likelihood import log_probs  # noqa: E402
 from pixeld.models.image_transformer import (ImageTransformer, ImageTransformerConfig,  # noqa: E402
                                              visible_pairs)
@@ -171,9 +171,6 @@ class LawTest(unittest.TestCase):
         # top_p counts the mass that top_k has left: three equal values, two of which reach 0.6.
         self.assertEqual({draw(flat, u, top_k=3, top_p=0.6).value for u in np.linspace(0.01, 0.99, 50)}, {0, 1})
         self.assertEqual({draw(flat, u, top_p=1.0).value for u in np.linspace(0.01, 0.99, 50)}, {0, 1, 2, 3})
-
-    def test_crc32c_check_value(self) -> None:
-        self.assertEqual(crc32c(b"123456789"), 0xE3069283)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tests of what packages are trained on, and with: `python python/tests/test_training.py`."""
+"""Tests of what packages are trained on, and with: `python python/tests/test_datasets.py`."""
 
 import math
 import sys
@@ -13,7 +13,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import glyphs  # noqa: E402
 from baselines import independent_bits  # noqa: E402
-from datasets import DATA_SETS, Images, shrunk  # noqa: E402
+from datasets import DATA_SETS  # noqa: E402
+from pixeld.train import Images, shrunk  # noqa: E402
 
 
 class LettersTest(unittest.TestCase):
