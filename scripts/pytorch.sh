@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs what needs PyTorch, with the packages of python/requirements.txt and tests/interop/requirements.txt (fetched once
 # into the user's cache).
-#     pytorch.sh tests          the reference's own tests, then the daemon beside it, live
+#     pytorch.sh tests          the tests of python/, then the daemon beside it, live, and the README's page on training
 #     pytorch.sh bench-peers    step times of pixeld beside those of PyTorch, on the same weights; takes arguments
 #     pytorch.sh train NAME     trains models/NAME again
 #     pytorch.sh results        held-out likelihoods of the packages, served beside PyTorch's, and of models without neighbours
@@ -16,6 +16,10 @@ case "$1" in
 tests)
     "$python" -m unittest discover --start-directory python/tests --verbose
     PIXELD="$pixeld" "$python" -m unittest discover --start-directory python/live --verbose
+    # The page of the README, with the package as pip installs it.
+    rm -rf out/site
+    "$python" -m pip install --quiet --no-deps --no-build-isolation --root-user-action=ignore --target out/site ./python
+    PYTHONPATH="$PWD/out/site:$packages" PYTHON="$python" sh scripts/readme.sh python
     ;;
 bench-peers)
     shift
