@@ -196,7 +196,8 @@ def model_case(directory: Path, family: str, sizes: Case, seed: int, low_model: 
     config, module = random_module(family, sizes, seed)
     name = directory.name
     weights = "weights.pt" if name.endswith("torchscript") else "weights.safetensors"
-    write_package(directory, module, config, name, "Random weights for tests", weights, low_model=low_model, replace=True)
+    write_package(directory, module, config, name, "Random weights for tests", weights, low_model=low_model,
+                  replace=True)
     generator = torch.Generator().manual_seed(seed)
     shape = (3, config.height, config.width, config.channels)
     images = torch.randint(config.levels, shape, generator=generator)

@@ -2,7 +2,7 @@
 
     python python/stubs.py OUT          # writes OUT/pixeld/v1
 
-``setup.py`` does this when the package is built, and ``scripts/setup.py`` for running from the tree. Needs grpcio-tools.
+``setup.py`` does this when the package is built, ``scripts/setup.py`` for running from the tree. Needs grpcio-tools.
 """
 
 import sys
@@ -25,7 +25,8 @@ def generate(out: Path) -> None:
                         f"--grpc_python_out={out}", *files])
     if code != 0:
         sys.exit(f"stubs: protoc ended with {code}")
-    (out / "pixeld" / "v1" / "__init__.py").write_text('"""Messages and services of the wire, generated from proto/."""\n')
+    header = '"""Messages and services of the wire, generated from proto/."""\n'
+    (out / "pixeld" / "v1" / "__init__.py").write_text(header)
 
 
 if __name__ == "__main__":

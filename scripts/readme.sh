@@ -1,8 +1,8 @@
 #!/bin/sh
 # Runs the commands that the README shows.
 #     readme.sh           those under "Use it" and "Measure it", exactly as they stand there
-#     readme.sh python    those under "Train, export, serve, sample", with a short training and a port of their own, by the
-#                         Python that $PYTHON names, which must find the package `pixeld`
+#     readme.sh python    those under "Train, export, serve, sample", with a short training and a port of their own, by
+#                         the Python that $PYTHON names, which must find the package `pixeld`
 set -eu
 cd "$(dirname "$0")/.."
 block() {
@@ -19,7 +19,8 @@ if [ "${1:-}" = python ]; then
     # The daemon goes with whatever ends the commands.
     { echo 'trap "kill \$! 2>/dev/null" EXIT'; printf '%s\n' "$commands"; } | sed -e "s#^python #$python #" \
         -e "s#^target/#$target/#" -e "s#out/#out/readme/#g" -e "s/--epochs 30/--epochs 1/" \
-        -e "s/127.0.0.1:50051/127.0.0.1:$port/" -e "s/ serve / serve --listen 127.0.0.1:$port /" > out/readme/commands.sh
+        -e "s/127.0.0.1:50051/127.0.0.1:$port/" -e "s/ serve / serve --listen 127.0.0.1:$port /" \
+        > out/readme/commands.sh
     sh -eux out/readme/commands.sh
     for sheet in mine run/samples; do
         [ -s "out/readme/$sheet.png" ] || { echo "readme: $sheet.png was not drawn" >&2; exit 1; }

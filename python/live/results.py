@@ -42,7 +42,8 @@ def main() -> None:
             parameters = int(re.search(r"parameters = (\S+)", manifest)[1])
             served = float(scores.bits_per_dim.mean())
             worst = max(worst, abs(served - pytorch))
-            print(f"| {name} | {parameters:,} | {pytorch:.4f} | {served:.4f} | {scores.standard_error:.3f} |", flush=True)
+            error = scores.standard_error
+            print(f"| {name} | {parameters:,} | {pytorch:.4f} | {served:.4f} | {error:.3f} |", flush=True)
     print(f"largest difference {worst:.1e} bits/dim")
     if worst >= TOLERANCE:
         sys.exit(f"results: served and PyTorch differ by {worst}")

@@ -189,7 +189,8 @@ class ClientTest(unittest.TestCase):
             made, score, names = asyncio.run(work(proxy.address))
             self.assertGreater(proxy.made, 3)
         self.assert_same(made, self.client.sample("letters", seed=7, **CASES["letters"]))
-        np.testing.assert_array_equal(score.nll_nats, self.client.score(self.images, self.classes, model="digits").nll_nats)
+        whole = self.client.score(self.images, self.classes, model="digits")
+        np.testing.assert_array_equal(score.nll_nats, whole.nll_nats)
         self.assertIn("letters", names)
 
     def test_a_score_that_is_cut_goes_on_with_the_next_item(self) -> None:
@@ -231,7 +232,8 @@ class ClientTest(unittest.TestCase):
 
     def test_a_full_daemon_is_asked_again(self) -> None:
         whole = self.client.sample("letters", classes=range(12), seed=2)
-        full = ("engine.shards=1", "engine.slots=1", "engine.queue_images=2", "limits.images_per_request=2", "limits.items_per_request=2")
+        full = ("engine.shards=1", "engine.slots=1", "engine.queue_images=2", "limits.images_per_request=2",
+                "limits.items_per_request=2")
         with Daemon(self.root, *full) as daemon:
             with Client(daemon.address, retry=Retry(attempts=1)) as client, \
                     self.assertRaises(errors.PixeldError) as caught:

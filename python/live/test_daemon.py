@@ -96,12 +96,14 @@ class DaemonTest(unittest.TestCase):
                     label = 1 if config.classes else None
                     flags = [f"--{key.replace('_', '-')}={value}" for key, value in tuning.items()]
                     flags += [] if label is None else ["--class", str(label)]
-                    (report,) = run("sample", *self.endpoint, "--model", name, "--count", "3", "--seed", "7", "--json", *flags)
+                    (report,) = run("sample", *self.endpoint, "--model", name, "--count", "3", "--seed", "7", "--json",
+                                    *flags)
                     for image in report["images"]:
                         drawn = sample(module, 7, image["index"], label, **tuning)
                         # Closer to a boundary than the precision of the network, either side is right.
                         if drawn.margin > SAFE_MARGIN:
-                            self.assertEqual(int(image["crc32c"], 16), google_crc32c.value(value_bytes(drawn.values, config.levels)))
+                            expected = google_crc32c.value(value_bytes(drawn.values, config.levels))
+                            self.assertEqual(int(image["crc32c"], 16), expected)
                             self.assertAlmostEqual(image["log_likelihood"], drawn.log_likelihood, delta=1e-3)
 
     def test_the_held_out_digits_score_what_the_manifest_promises(self) -> None:

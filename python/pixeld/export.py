@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from pixeld import mixture
 from pixeld.config import ModelConfig
-from pixeld.likelihood import log_probs
+from pixeld.likelihood import config_of, log_probs
 from pixeld.models import FAMILIES, family_of
 from pixeld.sample import Sample, sample, sample_ahead
 
@@ -59,7 +59,7 @@ def golden_sample(module: nn.Module, first_seed: int, image: int, label: Optiona
     """One [[golden.sample]] entry."""
     seed, drawn = safe_sample(module, first_seed, image, margin, sample_ahead, label=label, low=low)
     return golden_entry({"seed": seed, "image": image}, label, low) | {
-        "crc32c": google_crc32c.value(value_bytes(drawn.values, module.config.levels))}
+        "crc32c": google_crc32c.value(value_bytes(drawn.values, config_of(module).levels))}
 
 
 @torch.no_grad()
@@ -72,16 +72,18 @@ def golden_score(module: nn.Module, values: Tensor, label: Optional[int], low: O
 
 
 def goldens(module: nn.Module, values: Tensor, classes: Optional[Tensor] = None, low: Optional[Tensor] = None,
-            count: int = 3, margin: float = SAFE_MARGIN, class_required: bool = False) -> dict[str, list[dict[str, Any]]]:
+            count: int = 3, margin: float = SAFE_MARGIN, class_required: bool = False
+            ) -> dict[str, list[dict[str, Any]]]:
     """Known answers for a package: `count` scores and as many samples.
 
-    values: images [n, H, W, C] that are scored, with their classes [n] and low-resolution images [n, h, w, C], which the
-    samples are made from too. margin: how far every draw of a sample keeps from what rounding could change. class_required:
-    whether a request must name a class; otherwise the last sample goes without one.
+    values: images [n, H, W, C] that are scored, with their classes [n] and low-resolution images [n, h, w, C], which
+    the samples are made from too. margin: how far every draw of a sample keeps from what rounding could change.
+    class_required: whether a request must name a class; otherwise the last sample goes without one.
     """
-    exact, config, values = copy.deepcopy(module).double(), module.config, values[:count].long()
+    exact, config, values = copy.deepcopy(module).double(), config_of(module), values[:count].long()
     lows = [None] * len(values) if low is None else list(low[:count])
-    labels, asked = [None] * len(values), [None] * len(values)
+    labels: list[Optional[int]] = [None] * len(values)
+    asked: list[Optional[int]] = [None] * len(values)
     if config.classes and classes is not None:
         labels = classes[:count].tolist()
         asked = [3 % config.classes, 8 % config.classes, 5 % config.classes if class_required else None]
@@ -170,11 +172,11 @@ def write_package(directory: Path, module: nn.Module, config: ModelConfig, name:
                   replace: bool = False, **tables: dict[str, Any]) -> None:
     """Writes `directory`/model.toml and the weights file beside it.
 
-    The daemon finds the model by `name`, which is also what the directory must be called where it is served. `weights` is
-    the file name, and its ending picks the form: .safetensors, or .pt for a TorchScript archive. `class_required`: whether
-    a request must name a class. `low_model` names the package that draws the low-resolution image of a request that brings
-    none. `replace`: write over a package that is there. `tables` are the optional tables of the manifest: data, training,
-    results, golden (of `goldens`).
+    The daemon finds the model by `name`, which is also what the directory must be called where it is served. `weights`
+    is the file name, and its ending picks the form: .safetensors, or .pt for a TorchScript archive. `class_required`:
+    whether a request must name a class. `low_model` names the package that draws the low-resolution image of a request
+    that brings none. `replace`: write over a package that is there. `tables` are the optional tables of the manifest:
+    data, training, results, golden (of `goldens`).
 
     Raises ValueError for a name that the daemon would refuse, and FileExistsError for a directory that is there and not
     empty.
@@ -236,7 +238,7 @@ def export_checkpoint(checkpoint: Path, directory: Path, description: Optional[s
 
     state = load(checkpoint)
     module, settings, more = trained(state), state["settings"], state["more"]
-    config = module.config
+    config = config_of(module)
     examples = state["examples"]
     if examples is None:
         raise ValueError(f"{checkpoint} holds no images to compute known answers of: train with some to judge by")
@@ -247,8 +249,8 @@ def export_checkpoint(checkpoint: Path, directory: Path, description: Optional[s
                      SAFE_MARGIN / 10 if large else SAFE_MARGIN, required)
     results = {"held_out_images": more["judged"], "held_out_bits_per_dim": round(more["validation"], 5)}
     write_package(
-        directory, module, config, directory.name, description or f"{state['family']} trained with pixeld.train", weights,
-        required, low_model,
+        directory, module, config, directory.name, description or f"{state['family']} trained with pixeld.train",
+        weights, required, low_model,
         training={"script": "python -m pixeld.train", "steps": state["taken"], "seconds": round(more["seconds"]),
                   "parameters": sum(p.numel() for p in module.parameters()), "seed": settings["seed"]},
         results=results, golden=golden)
@@ -260,7 +262,7 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path, help="checkpoint.pt of a run of pixeld.train")
     parser.add_argument("directory", type=Path, help="of the package: models/NAME")
     parser.add_argument("--description", help="one line about the model")
-    parser.add_argument("--weights", default="weights.safetensors", help="name of the file; .pt for a TorchScript archive")
+    parser.add_argument("--weights", default="weights.safetensors", help="file name; .pt for a TorchScript archive")
     parser.add_argument("--low-model", metavar="NAME", help="package that draws the low-resolution images")
     asked = parser.parse_args()
     try:

@@ -8,6 +8,13 @@ from pixeld import mixture
 from pixeld.config import ModelConfig
 
 
+def config_of(module: nn.Module) -> ModelConfig:
+    """The configuration of a reference module."""
+    config = module.config
+    assert isinstance(config, ModelConfig)
+    return config
+
+
 def value_log_probs(config: ModelConfig, parameters: Tensor, values: Tensor) -> Tensor:
     """Natural log-probability of every value of `values` (int64 [B, H, W, C]) under a module's output: [B, H, W, C]."""
     if config.components is None:
@@ -21,4 +28,4 @@ def log_probs(module: nn.Module, values: Tensor, classes: Optional[Tensor] = Non
 
     classes: int64 [B], -1 for none. low: int64 [B, h, w, C], the low-resolution images of a model that takes them.
     """
-    return value_log_probs(module.config, module(values, classes, low), values)
+    return value_log_probs(config_of(module), module(values, classes, low), values)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pixeld import mixture
 from pixeld.config import ModelConfig
 from pixeld.draw import draw
+from pixeld.likelihood import config_of
 from pixeld.noise import uniform
 from pixeld.order import cells_by_rank
 
@@ -37,7 +38,7 @@ def logits_at(config: ModelConfig, parameters: Tensor, flat: Tensor, place: int)
 
 def begin(module: nn.Module, label: int | None) -> tuple[nn.Module, Optional[Tensor], Tensor, list[int]]:
     """The module in float64, its class argument, an image [1, H, W, C] of zeros, and the place of every rank in it."""
-    config = module.config
+    config = config_of(module)
     classes = None if label is None else torch.tensor([label])
     values = torch.zeros(1, config.height, config.width, config.channels, dtype=torch.int64)
     places = cells_by_rank(config.height, config.width * config.channels, *config.value_block).tolist()
@@ -54,7 +55,7 @@ def sample(module: nn.Module, seed: int, image: int, label: int | None = None, t
     the length of the final image when this one is the lower stage of a pair: so the stages share no uniform number.
     """
     module, classes, values, places = begin(module, label)
-    config, flat, count = module.config, values.view(-1), values.numel()
+    config, flat, count = config_of(module), values.view(-1), values.numel()
     log_likelihood, margin = 0.0, float("inf")
     for place, u in zip(places, uniform(seed, image, range(first_rank, first_rank + count))):
         parameters = module(values, classes, None if low is None else low[None])
@@ -74,7 +75,7 @@ def sample_ahead(module: nn.Module, seed: int, image: int, label: int | None = N
     pass settles one value at least, and many where a model is sure of itself.
     """
     module, classes, values, places = begin(module, label)
-    config, flat, count = module.config, values.view(-1), values.numel()
+    config, flat, count = config_of(module), values.view(-1), values.numel()
     noise = uniform(seed, image, range(count))
     settled, log_likelihood, margin = 0, 0.0, float("inf")
     while settled < count:
@@ -118,11 +119,11 @@ def sample_many(module: nn.Module, seed: int, count: int, classes: Optional[Tens
     """The first `count` images of the stream of `seed`, together and in the module's own precision: int64 [n, H, W, C].
 
     classes: int64 [n], -1 for none. low: int64 [n, h, w, C]. Every pass draws all values as if those before them were
-    right, until a pass changes none: each settles one more rank at least, most many. But for rounding these are the images
-    of `sample`.
+    right, until a pass changes none: each settles one more rank at least, most many. But for rounding these are the
+    images of `sample`.
     """
     module.eval()
-    config, device = module.config, next(module.parameters()).device
+    config, device = config_of(module), next(module.parameters()).device
     shape = (config.height, config.width, config.channels)
     places = cells_by_rank(config.height, config.width * config.channels, *config.value_block)
     length = len(places)

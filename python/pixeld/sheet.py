@@ -30,8 +30,8 @@ def write_sheet(path: str | Path, images: ArrayLike, levels: int, columns: Optio
     factor = max(SIDE // max(height, width), 1)
     tile = array.repeat(factor, axis=1).repeat(factor, axis=2)
     gap = max(factor // 2, 1)
-    sheet: NDArray[Any] = np.full((lines * (height * factor + gap) + gap, columns * (width * factor + gap) + gap, channels),
-                                  255, np.uint8)
+    size = lines * (height * factor + gap) + gap, columns * (width * factor + gap) + gap
+    sheet: NDArray[Any] = np.full((*size, channels), 255, np.uint8)
     for index, image in enumerate(shades(tile, levels)):
         top = gap + index // columns * (height * factor + gap)
         left = gap + index % columns * (width * factor + gap)

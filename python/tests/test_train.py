@@ -25,7 +25,8 @@ SIZES: dict[str, Any] = dict(height=4, width=4, channels=1, levels=5, classes=3)
 TINY: dict[str, dict[str, Any]] = {
     "gated_pixel_cnn": dict(layers=2, stack_width=8, head_widths=(), **SIZES),
     "pixel_cnn_pp": dict(stream_width=4, components=2, **SIZES),
-    "image_transformer": dict(layers=1, model_width=8, heads=2, key_width=8, value_width=8, feed_forward_width=8, **SIZES),
+    "image_transformer": dict(layers=1, model_width=8, heads=2, key_width=8, value_width=8, feed_forward_width=8,
+                              **SIZES),
 }
 
 
@@ -121,6 +122,8 @@ class TrainerTest(unittest.TestCase):
             configure("perceptron", **SIZES)
         with self.assertRaisesRegex(ValueError, "gated_pixel_cnn has no heads; it has .*layers"):
             configure("gated_pixel_cnn", heads=3, **SIZES)
+        with self.assertRaisesRegex(ValueError, "gated_pixel_cnn needs height, levels, width"):
+            configure("gated_pixel_cnn", channels=1)
 
     def test_every_family_is_built_by_name_and_goes_with_its_defaults(self) -> None:
         for family in DEFAULTS:
@@ -134,9 +137,9 @@ class TrainerTest(unittest.TestCase):
         given = images()
         np.save(self.root / "images.npy", given.values.numpy())
         np.save(self.root / "classes.npy", given.classes.numpy())
-        command = ["--images", str(self.root / "images.npy"), "--classes", str(self.root / "classes.npy"), "--levels", "5",
-                   "--family", "image_transformer", "--batch", "8", "--epochs", "2", "--out", str(self.root / "run"),
-                   "--device", "cpu"]
+        command = ["--images", str(self.root / "images.npy"), "--classes", str(self.root / "classes.npy"),
+                   "--levels", "5", "--family", "image_transformer", "--batch", "8", "--epochs", "2",
+                   "--out", str(self.root / "run"), "--device", "cpu"]
         for size in ("layers=1", "model_width=8", "heads=2", "key_width=8", "value_width=8", 'norm="pre"'):
             command += ["--set", size]
         run(parse(command))
@@ -243,7 +246,8 @@ class DataTest(unittest.TestCase):
         read = load_images(self.root, levels=16)
         self.assertEqual(read.values.shape, (6, 4, 5, 3))
         self.assertEqual(read.classes.tolist(), [0, 0, 1, 1, 2, 2])
-        self.assertEqual(read.values[:, 0, 0].tolist(), [[0, 0, 0], [0, 0, 1], [8, 0, 0], [8, 0, 1], [15, 0, 0], [15, 0, 1]])
+        self.assertEqual(read.values[:, 0, 0].tolist(),
+                         [[0, 0, 0], [0, 0, 1], [8, 0, 0], [8, 0, 1], [15, 0, 0], [15, 0, 1]])
         flat = load_images(self.root / "cats")
         self.assertEqual((len(flat.values), flat.classes, flat.values[0, 0, 0].tolist()), (2, None, [255, 0, 0]))
         Image.new("L", (5, 4)).save(self.root / "cats" / "2.png")

@@ -125,8 +125,10 @@ class AsyncClient:
     async def scores(self, data: Any, classes: ArrayLike | None = None, low: ArrayLike | None = None, *,
                      model: str = "", per_value: bool = False, batch: bool = False, timeout: float | None = None
                      ) -> AsyncIterator[Score]:
-        """The likelihoods of images one by one; see `pixeld.client.Client.scores`. Batches may come from an asynchronous
-        iterable too; a plain one, which may take its time, is asked for each in a thread of its own."""
+        """The likelihoods of images one by one; see `pixeld.client.Client.scores`.
+
+        Batches may come from an asynchronous iterable too. A plain one may take its time: it is read in other threads.
+        """
         backoff = self._backoff(timeout)
         scoring = Scoring(await self._ready(model, backoff), per_value, batch)
         source = batches(data, classes, low)

@@ -33,8 +33,8 @@ class PixeldError(Exception):
     def passes(self) -> bool:
         """Whether this may pass by itself, so that the same call can succeed later.
 
-        UNAVAILABLE and RESOURCE_EXHAUSTED do. So does a stream that ended because it was read too slowly, or was cancelled
-        by another than us; and what broke on the way, of which a code of the transport's own is all that is known.
+        UNAVAILABLE and RESOURCE_EXHAUSTED do. So does a stream that ended because it was read too slowly, or was
+        cancelled by another than us; and what broke on the way, of which a code of the transport is all that is known.
         """
         if self.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED):
             return True
@@ -89,5 +89,5 @@ def of(error: grpc.RpcError) -> PixeldError:
                 detail.Unpack(kind)
     violations = tuple(Violation(one.field, one.description) for one in bad.field_violations)
     after = retry.retry_delay.ToTimedelta().total_seconds() if retry.HasField("retry_delay") else None
-    return KINDS.get(code, PixeldError)(code, error.details() or code.name, info.reason, violations, dict(info.metadata),
-                                        after)
+    kind = KINDS.get(code, PixeldError)
+    return kind(code, error.details() or code.name, info.reason, violations, dict(info.metadata), after)

@@ -167,10 +167,10 @@ class Generation:
         return groups
 
     def resumable(self, image: Image) -> bytes:
-        """What the daemon is told of `image`: what is known of it, if more came then in whole pixels, and less than all.
+        """What the daemon is told of `image`: what the caller knew of it, and what came.
 
-        Some models decide all channels of a pixel at once, and no request may leave nothing to draw. What is left out
-        comes again, and is the same.
+        Of what came, whole pixels only, since some models decide all channels of one at once; and less than all, since
+        no request may leave nothing to draw. What is left out comes again, and is the same.
         """
         if len(image.received) == len(image.known):
             return image.known
@@ -230,7 +230,8 @@ class Generation:
     def check_model(self, model: Model) -> None:
         """Whether a daemon that was away has come back with the same model."""
         if model.law != self.model.law:
-            raise resume_error(f"model {self.model.name} was {' '.join(self.model.law)} and is now {' '.join(model.law)}")
+            was, now = " ".join(self.model.law), " ".join(model.law)
+            raise resume_error(f"model {self.model.name} was {was} and is now {now}")
 
     def extend(self, index: int, run: wire.ValueRun) -> Iterator[Values]:
         """Adds a run to image `index`; gives what is new in it."""
@@ -268,8 +269,8 @@ class Generation:
             low_images = np.frombuffer(b"".join(low for low, _ in lows), self.model.dtype).reshape(
                 -1, *self.model.low_shape)
             low_nats = np.array([log_likelihood for _, log_likelihood in lows])
-        return Samples(self.canvases(), nats, -nats / (self.model.values * np.log(2.0)), low_images, low_nats, self.seed,
-                       self.model)
+        bits = -nats / (self.model.values * np.log(2.0))
+        return Samples(self.canvases(), nats, bits, low_images, low_nats, self.seed, self.model)
 
 
 def given(value: Any, read: Callable[[Any], list[Any]]) -> list[Any] | None:

@@ -94,7 +94,7 @@ class Model:
         return grid.transpose(0, 2, 1, 3).ravel()
 
     def images(self, given: ArrayLike, name: str, shape: tuple[int, ...] | None = None) -> Array:
-        """`given` as [n, *shape], of integers in range; `name` is what the caller calls them, `shape` the model's own."""
+        """`given`, which the caller calls `name`, as [n, *shape] of integers in range; without a shape, the model's."""
         shape = shape or self.shape
         array = np.asarray(given)
         if array.ndim == len(shape):

@@ -13,8 +13,8 @@ from pixeld.client.errors import DeadlineExceeded, PixeldError
 class Retry:
     """How often, and after how long, a call that may succeed later is made again.
 
-    The k-th wait is `first` * 2^k seconds, at most `longest`, of which a random half is left out; never shorter than the
-    daemon asks for. A stream that brought something begins to count anew.
+    The k-th wait, from 0, is `first` * 2^k seconds, at most `longest`, times a random number of 0.5..1; never shorter
+    than the daemon asks for. A stream that brought something begins to count anew.
     """
 
     attempts: int = 7  # calls in a row that bring nothing; 1 never tries again

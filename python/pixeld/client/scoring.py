@@ -59,12 +59,14 @@ def batches(data: Any, classes: ArrayLike | None, low: ArrayLike | None) -> Any:
     images = np.asarray(data)
     images = images[None] if images.ndim == 3 else images
 
-    def cut(of: ArrayLike | None, begin: int) -> Any:
-        array = np.asarray(of)
-        return of if of is None or len(array.reshape(-1)) <= 1 or len(array) != len(images) else array[begin:begin + SLICE]
+    def slices(of: ArrayLike | None) -> list[Any]:
+        """Of what there is one of for each image; otherwise it is one for all, or wrong, and goes with each slice."""
+        array = None if of is None else np.asarray(of)
+        own = array is not None and array.ndim > 0 and len(array) == len(images)
+        return [array[begin:begin + SLICE] if own and array is not None else array for begin in begins]
 
-    return ((images[begin:begin + SLICE], cut(classes, begin), cut(low, begin))
-            for begin in range(0, len(images), SLICE))
+    begins = range(0, len(images), SLICE)
+    return zip(slices(images), slices(classes), slices(low))
 
 
 class Scoring:

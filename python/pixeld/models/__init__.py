@@ -62,16 +62,23 @@ def configure(family: str, **config: Any) -> ModelConfig:
     if family not in FAMILIES:
         raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}")
     kind = FAMILIES[family][0]
-    known = {field.name for field in dataclasses.fields(kind)}
-    unknown = sorted(set(config) - known)
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    every = {**DEFAULTS.get(family, {}), **config}
+    unknown = sorted(set(every) - set(fields))
     if unknown:
-        raise ValueError(f"{family} has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
-    return kind(**{**DEFAULTS.get(family, {}), **config})
+        raise ValueError(f"{family} has no {', '.join(unknown)}; it has {', '.join(sorted(fields))}")
+    missing = sorted(name for name, field in fields.items() if field.default is dataclasses.MISSING
+                     and name not in every)
+    if missing:
+        raise ValueError(f"{family} needs {', '.join(missing)}")
+    made: ModelConfig = kind(**every)
+    return made
 
 
 def build(family: str, **config: Any) -> nn.Module:
     """A model of `family` with random weights; `config` as for `configure`."""
-    return FAMILIES[family][1](configure(family, **config))
+    made: nn.Module = FAMILIES[family][1](configure(family, **config))
+    return made
 
 
 def family_of(config: ModelConfig) -> str:

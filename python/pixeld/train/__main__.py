@@ -35,7 +35,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     data = parser.add_argument_group("data")
     data.add_argument("--images", type=Path, required=True,
                       help="a .npy file of integers [n, H, W, C], or a folder of PNG files, or of folders of them")
-    data.add_argument("--classes", type=Path, help="a .npy file of integers [n]; of PNG files the folders are the classes")
+    data.add_argument("--classes", type=Path, help="a .npy file of integers [n]; of PNG files, folders are the classes")
     data.add_argument("--levels", type=int, default=256, help="values run 0..LEVELS-1; PNG files are rounded to that")
     data.add_argument("--validation", type=float, default=0.1, metavar="SHARE", help="part of the images to judge by")
     model = parser.add_argument_group("model")
@@ -54,7 +54,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     how.add_argument("--bfloat16", action=argparse.BooleanOptionalAction,
                      help="mixed precision; without a word, where the hardware is made for it")
     how.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
-    how.add_argument("--threads", type=int, help="of the CPU; as PyTorch likes if left out")
+    how.add_argument("--threads", type=int, default=1, help="of the CPU; more are slower where others use it too, by much, "
+                                                            "and pay with large models only")
     run = parser.add_argument_group("run")
     run.add_argument("--out", type=Path, required=True, help="folder of the run")
     run.add_argument("--resume", action="store_true", help="go on from its checkpoint; all else must be as it was")
@@ -81,11 +82,11 @@ def run(asked: argparse.Namespace) -> None:
     """Trains."""
     device = torch.device(asked.device)
     torch.manual_seed(asked.seed)
-    if asked.threads is not None:
-        torch.set_num_threads(asked.threads)
+    torch.set_num_threads(asked.threads)
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # nothing reads it, and filling it takes time
+        # Nothing reads such memory, and filling it takes time.
+        setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
     images = load_images(asked.images, asked.classes, asked.levels)
     train, judge = split(images, asked.validation, asked.seed)
     count, height, width, channels = images.values.shape

@@ -26,8 +26,8 @@ def load_images(path: str | Path, classes: str | Path | None = None, levels: int
     """Images with values 0..levels-1, and their classes.
 
     path: a .npy file of integers [n, H, W, C] or [n, H, W], taken as they are, with `classes`, a .npy file of integers
-    [n], or without; or a folder of PNG files of one size and kind, whose eight bits are rounded to `levels`. In a folder of
-    folders, each of those is a class, in the order of their names.
+    [n], or without; or a folder of PNG files of one size and kind, whose eight bits are rounded to `levels`. In a
+    folder of folders, each of those is a class, in the order of their names.
     """
     path = Path(path)
     if path.is_dir():
@@ -58,11 +58,12 @@ def from_folder(root: Path, levels: int) -> Images:
         raise ValueError(f"{root} holds no PNG files, neither itself nor in folders")
     images = []
     for file, _ in files:
-        with Image.open(file) as picture:
-            picture = picture if picture.mode in CHANNELS else picture.convert("RGB")
+        with Image.open(file) as opened:
+            picture = opened if opened.mode in CHANNELS else opened.convert("RGB")
             images.append(np.asarray(picture).reshape(picture.height, picture.width, CHANNELS[picture.mode]))
         if images[-1].shape != images[0].shape:
-            raise ValueError(f"{file} is {images[-1].shape}, and {files[0][0]} is {images[0].shape} (rows, columns, channels)")
+            raise ValueError(f"{file} is {images[-1].shape}, and {files[0][0]} is {images[0].shape} (rows, columns, "
+                             "channels)")
     values = np.round(np.stack(images) * ((levels - 1) / 255.0)).astype(np.uint8 if levels <= 256 else np.int64)
     return Images(torch.from_numpy(values), torch.tensor([label for _, label in files]) if folders else None)
 
@@ -79,7 +80,8 @@ def split(images: Images, fraction: float, seed: int) -> tuple[Images, Images]:
 
 def halved(values: Tensor) -> Tensor:
     """Rounded means of squares of 2 x 2: [n, 2h, 2w, C] -> [n, h, w, C]."""
-    return (values.unflatten(2, [-1, 2]).unflatten(1, [-1, 2]).sum(dim=(2, 4)) + 2) // 4
+    sums: Tensor = values.unflatten(2, [-1, 2]).unflatten(1, [-1, 2]).sum(dim=(2, 4))
+    return (sums + 2) // 4
 
 
 def shrunk(values: Tensor, side: int) -> Tensor:

@@ -18,14 +18,15 @@ CHECKPOINT, SAMPLES, LOG = "checkpoint.pt", "samples.png", "log.jsonl"  # in the
 GRID = 8  # images of each class on a grid, and in each line and column without classes
 
 
-def fit(trainer: Trainer, judge: Optional[Images] = None, out: Optional[str | Path] = None, report: Optional[int] = None,
-        samples: Optional[int] = None, resume: bool = False, say: Callable[[str], object] = tqdm.write) -> float | None:
+def fit(trainer: Trainer, judge: Optional[Images] = None, out: Optional[str | Path] = None,
+        report: Optional[int] = None, samples: Optional[int] = None, resume: bool = False,
+        say: Callable[[str], object] = tqdm.write) -> float | None:
     """Trains to the end; gives the bits/dim of the averaged weights on `judge`.
 
     judge: images to validate on. out: folder for checkpoint.pt, samples.png and log.jsonl; nothing is written without.
-    report: steps after which validation, a line of progress and a checkpoint come; an epoch without. samples: steps after
-    which the sample grid is drawn, besides at the end. resume: go on from the checkpoint in `out`. say: takes lines of
-    progress; a bar is there besides, on a terminal.
+    report: steps after which validation, a line of progress and a checkpoint come; an epoch without. samples: steps
+    after which the sample grid is drawn, with the report that follows, besides at the end. resume: go on from the
+    checkpoint in `out`. say: takes lines of progress; a bar is there besides, on a terminal.
     """
     report = report or trainer.per_epoch
     seconds, validation = 0.0, None
@@ -46,7 +47,8 @@ def fit(trainer: Trainer, judge: Optional[Images] = None, out: Optional[str | Pa
         bar.update()
         if trainer.taken % report and not trainer.done:
             continue
-        line = {"step": trainer.taken, "epoch": round(trainer.taken / trainer.per_epoch, 2), "train": total.item() / count}
+        line = {"step": trainer.taken, "epoch": round(trainer.taken / trainer.per_epoch, 2),
+                "train": total.item() / count}
         if judge is not None:
             line["validation"] = validation = bits_per_dim(trainer.averaged(), judge)
         line["seconds"] = seconds + time.monotonic() - began

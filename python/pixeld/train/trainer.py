@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations
 
 from pixeld.config import ModelConfig
 from pixeld.layers import ClassVectors
-from pixeld.likelihood import log_probs, value_log_probs
+from pixeld.likelihood import config_of, log_probs, value_log_probs
 from pixeld.models import build, family_of
 from pixeld.train.data import Images, shrunk
 
@@ -67,7 +67,7 @@ def low_of(config: ModelConfig, values: Tensor) -> Optional[Tensor]:
 def bits_per_dim(module: nn.Module, images: Images) -> float:
     """Mean negative log2-likelihood per value, class and low-resolution image given, in float32."""
     module.eval()
-    config, device = module.config, next(module.parameters()).device
+    config, device = config_of(module), next(module.parameters()).device
     batch = min(128, max(8192 // (config.height * config.width), 1))  # a bound on memory
     total = 0.0
     for rows in torch.arange(len(images.values)).split(batch):
@@ -99,11 +99,11 @@ class Trainer:
         self.module = module
         self.images = images
         self.settings = settings
-        self.config: ModelConfig = module.config
+        self.config = config_of(module)
         count = len(images.values)
         if images.values.shape[1:] != (self.config.height, self.config.width, self.config.channels):
-            raise ValueError(f"images are {list(images.values.shape[1:])}, and the model's are "
-                             f"{[self.config.height, self.config.width, self.config.channels]} (rows, columns, channels)")
+            raise ValueError(f"images are {list(images.values.shape[1:])}, and the model's are [{self.config.height}, "
+                             f"{self.config.width}, {self.config.channels}] (rows, columns, channels)")
         if settings.batch > count:
             raise ValueError(f"batch must be at most the number of images, {count}, got {settings.batch}")
         if self.config.classes and images.classes is None:
@@ -121,7 +121,8 @@ class Trainer:
         decay = [p for p in module.parameters() if p.dim() > 1]
         plain = [p for p in module.parameters() if p.dim() == 1]
         self.optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": settings.weight_decay},
-                                            {"params": plain, "weight_decay": 0.0}], lr=settings.rate, betas=(0.9, 0.98))
+                                            {"params": plain, "weight_decay": 0.0}],
+                                           lr=settings.rate, betas=(0.9, 0.98))
         self.generator = torch.Generator().manual_seed(settings.seed)  # of order, augmentation and class dropout
         self.per_epoch = count // settings.batch
         self.steps = settings.epochs * self.per_epoch
@@ -197,9 +198,10 @@ class Trainer:
         os.replace(scratch, path)
 
     def restore(self, path: Path) -> dict[str, Any]:
-        """Takes up the run whose checkpoint is at `path`, which must have been begun alike; gives what lay beside it."""
+        """Takes up the run whose checkpoint is at `path`, which must have begun alike; gives what lay beside it."""
         state = load(path)
-        for name, mine in (("config", dataclasses.asdict(self.config)), ("settings", dataclasses.asdict(self.settings))):
+        for name, own in (("config", self.config), ("settings", self.settings)):
+            mine = dataclasses.asdict(own)
             for key in mine:
                 if state[name].get(key) != mine[key]:
                     raise ValueError(f"{path} was begun with {key} = {state[name].get(key)!r}, not {mine[key]!r}")
