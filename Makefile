@@ -53,7 +53,7 @@ $(TOOLS)/bin/cargo-deny:
 doc: setup
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 
-test-pytorch: build ## compare the daemon with the PyTorch reference, live (fetches PyTorch, about 3 GB)
+test-pytorch: build ## the tests of python/, the daemon beside the reference, and training as in the README (fetches 3 GB)
 	@sh scripts/pytorch.sh tests
 
 bench: build ## step times beside their floors, on one core and on two, and what a daemon carries

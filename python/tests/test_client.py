@@ -1,8 +1,9 @@
 """Tests of the client's own reckoning, without a daemon: `python python/tests/test_client.py`."""
 
+import asyncio
 import sys
 import unittest
-import unittest.mock
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ from google.rpc import error_details_pb2, status_pb2
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from pixeld.client import Retry, errors  # noqa: E402
+from pixeld.client import AsyncClient, Client, Retry, errors  # noqa: E402
 from pixeld.client.generation import Generation  # noqa: E402
 from pixeld.client.model import Model  # noqa: E402
 from pixeld.client.retry import Backoff  # noqa: E402
 from pixeld.v1 import generation_service_pb2 as wire  # noqa: E402
-from pixeld.v1 import model_service_pb2  # noqa: E402
+from pixeld.v1 import model_service_pb2, model_service_pb2_grpc  # noqa: E402
 
 
 def model(levels: int = 256, blocks: bool = False) -> Model:
@@ -160,6 +161,40 @@ class RetryTest(unittest.TestCase):
         for each in ((code.INTERNAL, "ENGINE_FAULT"), (code.INVALID_ARGUMENT, "INVALID_REQUEST"), (code.UNIMPLEMENTED,),
                      (code.DEADLINE_EXCEEDED, "QUEUE_TIMEOUT"), (code.UNAUTHENTICATED,)):
             self.assertFalse(passes(*each), each)
+
+
+class Catalogue(model_service_pb2_grpc.ModelServiceServicer):
+    """Two pages of models, for those who know the word."""
+
+    def ListModels(self, request: Any, context: grpc.ServicerContext) -> Any:
+        if dict(context.invocation_metadata()).get("authorization") != "Bearer sesame":
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "who are you?")
+        name, following = ("models/b", "") if request.page_token == "b" else ("models/a", "b")
+        return model_service_pb2.ListModelsResponse(models=[model_service_pb2.Model(name=name)],
+                                                    next_page_token=following)
+
+
+class ConnectionTest(unittest.TestCase):
+    """What goes with a call."""
+
+    def test_a_token_goes_with_every_call_and_every_page_is_read(self) -> None:
+        server = grpc.server(ThreadPoolExecutor(1))
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(Catalogue(), server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        self.addCleanup(server.stop, None)
+        with Client(f"127.0.0.1:{port}", token="sesame") as client:
+            self.assertEqual([found.name for found in client.models()], ["a", "b"])
+            with self.assertRaisesRegex(ValueError, "model: must name one of a, b, got nothing"):
+                client.sample()
+
+        async def work() -> list[str]:
+            async with AsyncClient(f"127.0.0.1:{port}", token="sesame") as client:
+                return [found.name for found in await client.models()]
+
+        self.assertEqual(asyncio.run(work()), ["a", "b"])
+        with Client(f"127.0.0.1:{port}") as client, self.assertRaisesRegex(errors.PixeldError, "who are you"):
+            client.models()
 
 
 if __name__ == "__main__":

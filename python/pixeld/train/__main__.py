@@ -54,8 +54,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     how.add_argument("--bfloat16", action=argparse.BooleanOptionalAction,
                      help="mixed precision; without a word, where the hardware is made for it")
     how.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
-    how.add_argument("--threads", type=int, default=1, help="of the CPU; more are slower where others use it too, by much, "
-                                                            "and pay with large models only")
+    how.add_argument("--threads", type=int, default=1, help="of the CPU; more are far slower where others use it too, "
+                                                            "and pay for large models only")
     run = parser.add_argument_group("run")
     run.add_argument("--out", type=Path, required=True, help="folder of the run")
     run.add_argument("--resume", action="store_true", help="go on from its checkpoint; all else must be as it was")
