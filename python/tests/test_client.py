@@ -43,7 +43,8 @@ def daemon(of: Model, images: np.ndarray, request: wire.StreamGenerateImagesRequ
     assert all(image[:known].tobytes() == spec.conditioning.prefix for image in mine), "not what was drawn"
     messages = [wire.StreamGenerateImagesResponse(started=wire.GenerationStarted(model_revision=revision))]
     for begin in range(known, of.values, step):
-        runs = [wire.ValueRun(image_index=index, first_rank=begin, values=image[begin:begin + step].tobytes())
+        runs = [wire.ValueRun(image_index=index, first_rank=begin, values=image[begin:begin + step].tobytes(),
+                              log_probs=-image[begin:begin + step].astype(np.float64))
                 for index, image in enumerate(mine)]
         messages.append(wire.StreamGenerateImagesResponse(sampled=wire.SampledValues(runs=runs)))
     end = wire.GenerationCompleted(crc32c=[google_crc32c.value(image.tobytes()) for image in mine],
@@ -59,7 +60,7 @@ class GenerationTest(unittest.TestCase):
             images = np.random.default_rng(0).integers(0, of.levels, (3, 4, 4, 3)).astype(of.dtype)
             for step in (1, 3, 5, 48):
                 for survived in range(48 // step + 3):
-                    generation = Generation(of, 3, classes=[1, 1, 2], seed=0)
+                    generation = Generation(of, 3, classes=[1, 1, 2], seed=0, log_probs=True)
                     canvas = np.zeros_like(images)
                     for messages in (survived, 2, 7, 1 << 20):  # that come through before each cut
                         generation.fault = None
@@ -68,6 +69,7 @@ class GenerationTest(unittest.TestCase):
                             for message in [*sent[:messages], None]:
                                 for values in generation.take(group, message):
                                     canvas[values.image].flat[values.places] = values.values
+                                    np.testing.assert_array_equal(values.log_probs, -values.values.astype(float))
                             self.assertEqual(generation.fault is None, messages >= len(sent))
                     np.testing.assert_array_equal(canvas, images)
                     np.testing.assert_array_equal(generation.result().images, images)

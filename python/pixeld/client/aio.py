@@ -160,21 +160,25 @@ class AsyncClient:
                 number += 1
                 yield message
 
-        while not scoring.done:
-            call = self._scoring.StreamScoreImages(messages(scoring.scored), timeout=backoff.left(),
-                                                   metadata=self._metadata)
-            try:
-                async for response in call:
-                    backoff.progress()
-                    if (score := scoring.take(response)) is not None:
-                        yield score
-                fault = errors.cut()
-            except grpc.RpcError as error:
-                fault = errors.of(error)
-            finally:
-                call.cancel()
-            if not scoring.done:
-                await asyncio.sleep(backoff.after(fault))
+        try:
+            while not scoring.done:
+                call = self._scoring.StreamScoreImages(messages(scoring.scored), timeout=backoff.left(),
+                                                       metadata=self._metadata)
+                try:
+                    async for response in call:
+                        backoff.progress()
+                        if (score := scoring.take(response)) is not None:
+                            yield score
+                    fault = errors.cut()
+                except grpc.RpcError as error:
+                    fault = errors.of(error)
+                finally:
+                    call.cancel()
+                if not scoring.done:
+                    await asyncio.sleep(backoff.after(fault))
+        finally:
+            if pulling is not None:
+                pulling.cancel()
 
     async def score(self, data: Any, classes: ArrayLike | None = None, low: ArrayLike | None = None, *, model: str = "",
                     per_value: bool = False, batch: bool = False, timeout: float | None = None,
