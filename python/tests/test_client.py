@@ -19,6 +19,7 @@ from pixeld.client import AsyncClient, Client, Retry, errors  # noqa: E402
 from pixeld.client.generation import Generation  # noqa: E402
 from pixeld.client.model import Model  # noqa: E402
 from pixeld.client.retry import Backoff  # noqa: E402
+from pixeld.client.scoring import Scoring, batches  # noqa: E402
 from pixeld.v1 import generation_service_pb2 as wire  # noqa: E402
 from pixeld.v1 import model_service_pb2, model_service_pb2_grpc  # noqa: E402
 
@@ -103,6 +104,38 @@ class GenerationTest(unittest.TestCase):
         with self.assertRaisesRegex(errors.ResumeError, "not the one that was sent"):
             for message in messages:
                 list(generation.take(group, message))
+
+
+class ScoringTest(unittest.TestCase):
+    """Batches as messages."""
+
+    def test_what_goes_with_an_image_goes_with_it_in_every_slice(self) -> None:
+        told = model_service_pb2.Model(name="models/m", class_count=300)
+        for shape, sides in ((told.shape, (2, 2, 1)), (told.low_resolution_shape, (1, 1, 1))):
+            shape.height, shape.width, shape.channels = sides
+            shape.levels = 256
+        images = np.arange(130, dtype=np.uint8).repeat(4).reshape(130, 2, 2, 1)
+        lows = images[:, :1, :1]
+        for classes, low in ((np.arange(130), lows), (7, lows[9]), ([7], lows[9:10]), (None, None)):
+            scoring = Scoring(Model.of(told), per_value=False, batch=False)
+            for batch in batches(images, classes, low):
+                scoring.extend(batch)
+            self.assertIsNone(scoring.message(130))
+            for number in range(130):
+                item = scoring.message(number).item
+                self.assertEqual(item.image.data, bytes([number] * 4))
+                own = classes is not None and np.size(classes) > 1
+                label = item.conditioning.class_label if item.conditioning.HasField("class_label") else None
+                self.assertEqual(label, number if own else None if classes is None else 7)
+                self.assertEqual(item.conditioning.low_resolution.data,
+                                 b"" if low is None else bytes([number if own else 9]))
+        scoring = Scoring(Model.of(told), per_value=False, batch=False)
+        for classes, low, words in ((np.zeros(64), None, "classes must be .* 130 images, got 64"),
+                                    (None, lows[:3], "low must be .* 130 images, got 3")):
+            with self.assertRaisesRegex(ValueError, words):
+                batches(images, classes, low)
+            with self.assertRaisesRegex(ValueError, words):
+                scoring.extend((images, classes, low))
 
 
 class Refused(grpc.RpcError):

@@ -133,6 +133,17 @@ class TrainerTest(unittest.TestCase):
                 nats = log_probs(module.eval(), images(2).values.long(), torch.tensor([0, -1]))
             self.assertEqual(nats.shape, (2, 4, 4, 1))
 
+    def test_the_examples_of_the_modules_hold(self) -> None:
+        for family, (_, kind) in FAMILIES.items():
+            text = sys.modules[kind.__module__].__doc__
+            if family not in DEFAULTS:
+                continue
+            example = text[text.index("    model = build("):text.index("Manifest:")]
+            names: dict[str, Any] = {"build": build, "torch": torch}
+            exec("\n".join(line.strip() for line in example.splitlines()), names)
+            pixel = 5 * (1 + 6 + 3) if family == "pixel_cnn_pp" else None  # of five components
+            self.assertEqual(names["parameters"].shape, (2, 8, 8, pixel) if pixel else (2, 8, 8, 3, 32), family)
+
     def test_the_command_trains_exports_and_goes_on(self) -> None:
         given = images()
         np.save(self.root / "images.npy", given.values.numpy())

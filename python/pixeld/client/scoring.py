@@ -59,14 +59,17 @@ def batches(data: Any, classes: ArrayLike | None, low: ArrayLike | None) -> Any:
     images = np.asarray(data)
     images = images[None] if images.ndim == 3 else images
 
-    def slices(of: ArrayLike | None) -> list[Any]:
-        """Of what there is one of for each image; otherwise it is one for all, or wrong, and goes with each slice."""
+    def slices(of: ArrayLike | None, name: str, dimensions: int) -> list[Any]:
+        """Of what there is one of for each image; one for all goes with each slice."""
         array = None if of is None else np.asarray(of)
-        own = array is not None and array.ndim > 0 and len(array) == len(images)
-        return [array[begin:begin + SLICE] if own and array is not None else array for begin in begins]
+        if array is None or array.ndim < dimensions or len(array) == 1:
+            return [array] * len(begins)
+        if len(array) != len(images):
+            raise ValueError(f"{name} must be one for all or one for each of {len(images)} images, got {len(array)}")
+        return [array[begin:begin + SLICE] for begin in begins]
 
     begins = range(0, len(images), SLICE)
-    return zip(slices(images), slices(classes), slices(low))
+    return zip(slices(images, "images", 4), slices(classes, "classes", 1), slices(low, "low", 4))
 
 
 class Scoring:
@@ -88,14 +91,15 @@ class Scoring:
         """Adds a batch: images [n, H, W, C], or a tuple or list of those, their classes, and low-resolution images."""
         images, classes, low = (*batch, None, None)[:3] if isinstance(batch, (tuple, list)) else (batch, None, None)
         images = self.model.images(images, "images")
-        labels = None if classes is None else np.broadcast_to(np.asarray(classes, np.int64), len(images))
+        labels = None if classes is None else np.asarray(classes, np.int64).ravel()
         lows = None if low is None else self.model.low_images(low)
-        if lows is not None and len(lows) not in (1, len(images)):
-            raise ValueError(f"low must be one for all or one for each of {len(images)} images, got {len(lows)}")
+        for name, each in (("classes", labels), ("low", lows)):
+            if each is not None and len(each) not in (1, len(images)):
+                raise ValueError(f"{name} must be one for all or one for each of {len(images)} images, got {len(each)}")
         items = [wire.ScoreItem(image=raw(image.tobytes())) for image in images]
         for index, item in enumerate(items):
             if labels is not None:
-                item.conditioning.class_label = int(labels[index])
+                item.conditioning.class_label = int(labels[index if len(labels) > 1 else 0])
             if lows is not None:
                 item.conditioning.low_resolution.CopyFrom(raw(lows[index if len(lows) > 1 else 0].tobytes()))
         with self.lock:

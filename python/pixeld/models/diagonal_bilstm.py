@@ -19,6 +19,11 @@ t-1). The skewed image has cells before column 0 of the image; ``pad_state`` say
     "evolve"     they run like all others on pre-activations that are just the bias of input_to_state, from zeros before
                  the first skewed column; zeros above the image. So the state at (i, -1) is that after i such steps
 
+Example, all else as in ``pixeld.models.DEFAULTS``; a batch of 2 gives logits [2, 8, 8, 3, 32]:
+
+    model = build("diagonal_bilstm", height=8, width=8, channels=3, levels=32, layers=2, hidden_width=32)
+    parameters = model(torch.zeros(2, 8, 8, 3, dtype=torch.int64))
+
 Manifest: ``family = "diagonal_bilstm"``; ``[architecture]`` has pad_state beside the common keys.
 
 Tensors beside the common ones, for D = left and D = right, with <cell> = layers.{l}.D and n = 4h:

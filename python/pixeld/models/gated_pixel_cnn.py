@@ -12,6 +12,11 @@ at the top, before it joins the horizontal one: row i of V is final as soon as r
 before condition and gate (section 2.2). Conditions (section 2.3) are added in both gates of both stacks, once each. The
 head is that of PixelRNN: each hidden map and the last one after a ReLU.
 
+Example, all else as in ``pixeld.models.DEFAULTS``; a batch of 2 gives logits [2, 8, 8, 3, 32]:
+
+    model = build("gated_pixel_cnn", height=8, width=8, channels=3, levels=32, layers=12, stack_width=64)
+    parameters = model(torch.zeros(2, 8, 8, 3, dtype=torch.int64))
+
 Manifest: ``family = "gated_pixel_cnn"``, ``[head] kind = "categorical"``, and in ``[architecture]`` layers,
 input_kernel, head_widths, group_scheme, input_scaling and condition_maps as for the PixelRNN family, and
 

@@ -9,6 +9,11 @@ cells: G = W * C cells of one value each, or, with ordinal input, G = W cells of
 a cell is its place in the order of generation: raster, or block-raster with 2-D attention; the channels of a pixel
 follow one another. B is the batch, d the model width.
 
+Example, all else as in ``pixeld.models.DEFAULTS``; a batch of 2 gives logits [2, 8, 8, 3, 32]:
+
+    model = build("image_transformer", height=8, width=8, channels=3, levels=32, layers=6, query_block=24)
+    parameters = model(torch.zeros(2, 8, 8, 3, dtype=torch.int64))
+
 Manifest: ``family = "image_transformer"``. In ``[architecture]``:
 
     layers, model_width, heads, key_width, value_width, feed_forward_width

@@ -6,6 +6,11 @@ Everything but the block itself is in ``pixeld.models.pixel_rnn``. A block:
 
 Part of the past to the upper right of a pixel is never visible to it, however many the layers: the blind spot.
 
+Example, all else as in ``pixeld.models.DEFAULTS``; a batch of 2 gives logits [2, 8, 8, 3, 32]:
+
+    model = build("pixel_cnn", height=8, width=8, channels=3, levels=32, layers=15, hidden_width=64)
+    parameters = model(torch.zeros(2, 8, 8, 3, dtype=torch.int64))
+
 Manifest: ``family = "pixel_cnn"``; ``[architecture]`` has, beside the common keys:
 
     kernel_size          k, side of the spatial convolution in pixels, odd

@@ -14,6 +14,11 @@ stride 2. The first u and ul, and every one that follows, goes on a list. Down: 
 scales 1/4, 1/2, 1, R, R + 1 and R + 1 times u = block(u, u off the list), ul = block(ul, (u, ul off the list joined)),
 and between scales a transposed convolution of stride 2. Last, head(ELU(ul)).
 
+Example, all else as in ``pixeld.models.DEFAULTS``; a batch of 2 gives [2, 8, 8, P]:
+
+    model = build("pixel_cnn_pp", height=8, width=8, channels=3, levels=32, stream_width=64, blocks=3)
+    parameters = model(torch.zeros(2, 8, 8, 3, dtype=torch.int64))
+
 Manifest: ``family = "pixel_cnn_pp"``, ``[head] kind = "logistic_mixture"``, and in ``[architecture]``
 
     stream_width         F, features

@@ -7,6 +7,11 @@ Everything but the layer itself is in ``pixeld.models.pixel_rnn``. For row i, al
 
 Of the image a pixel sees a triangle above it, and in its own row only as far left as the 1 x k maps reach.
 
+Example, all else as in ``pixeld.models.DEFAULTS``; a batch of 2 gives logits [2, 8, 8, 3, 32]:
+
+    model = build("row_lstm", height=8, width=8, channels=3, levels=32, layers=7, hidden_width=64)
+    parameters = model(torch.zeros(2, 8, 8, 3, dtype=torch.int64))
+
 Manifest: ``family = "row_lstm"``; ``[architecture]`` has, beside the common keys:
 
     kernel_width         k, pixels, odd
