@@ -1,6 +1,6 @@
 """From what a module gives for an image to the log-probabilities of its values, whatever the head."""
 
-from typing import Optional
+from typing import Optional, cast
 
 from torch import Tensor, nn
 
@@ -10,9 +10,7 @@ from pixeld.config import ModelConfig
 
 def config_of(module: nn.Module) -> ModelConfig:
     """The configuration of a reference module."""
-    config = module.config
-    assert isinstance(config, ModelConfig)
-    return config
+    return cast(ModelConfig, module.config)
 
 
 def value_log_probs(config: ModelConfig, parameters: Tensor, values: Tensor) -> Tensor:

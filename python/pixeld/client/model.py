@@ -35,6 +35,7 @@ class Model:
     held_out_bits_per_dim: float | None
     backend: str  # "native" or "torch"
     precision: str  # "f32" or "bf16"
+    recomputes: bool  # whether every step is a pass over the image so far
 
     @classmethod
     def of(cls, told: model_service_pb2.Model) -> "Model":
@@ -56,7 +57,7 @@ class Model:
             max_running_images=told.max_running_images,
             held_out_bits_per_dim=told.held_out_bits_per_dim if told.HasField("held_out_bits_per_dim") else None,
             backend=word(model_service_pb2.Backend, told.backend),
-            precision=word(model_service_pb2.Precision, told.precision))
+            precision=word(model_service_pb2.Precision, told.precision), recomputes=told.recomputes)
 
     def expect_ready(self) -> "Model":
         """Itself, if it serves."""
