@@ -296,6 +296,7 @@ impl ImageGpt {
         let decoder = decode::decoder(&network, placement.backend, placement.slots)?;
         spec.bytes_per_slot = network.state_bytes();
         spec.execution = Execution {
+            recomputes: false,
             backend: placement.backend,
             precision: placement.precision,
             absorbs_exactly: decoder.rows_are_invariant(),
