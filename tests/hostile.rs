@@ -9,7 +9,9 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use peak_alloc::PeakAlloc;
-use pixeld::import::{self, Divisor, ImageGpt, ImageTransformer, PixelCnnPp, Reading, Tensors, clusters};
+use pixeld::import::{
+    self, Divisor, ImageGpt, ImageTransformer, OpenaiPixelCnn, PixelCnnPp, Reading, Tensors, clusters,
+};
 use proptest::prelude::*;
 use proptest::sample::Index;
 
@@ -28,6 +30,7 @@ static WHOLE: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
         "import/pixel_cnn_pp/rgb_stream.pth",
         "import/image_gpt/relu_wide/pytorch_model.bin",
         "import/image_gpt/quick_gelu/model.safetensors",
+        "import/openai_pixel_cnn/plain.npz",
         "image_transformer/post_sinusoidal_binary/weights.safetensors",
     ];
     files.iter().map(|file| fs::read(folder.join(file)).unwrap()).collect()
@@ -191,6 +194,7 @@ fn views() -> impl Strategy<Value = Vec<u8>> {
 fn import_all(tensors: &Tensors) {
     for size in [0, 8, u32::MAX] {
         let _ = PixelCnnPp { height: size, width: size }.draft(tensors.clone());
+        let _ = OpenaiPixelCnn { height: size, width: size }.draft(tensors.clone());
         for block_length in [None, Some(size)] {
             let format = ImageTransformer { image_size: size, num_heads: size, block_length };
             let _ = format.draft(tensors.clone());

@@ -8,9 +8,8 @@ use npyz::{DType, NpyFile, TypeChar, WriterBuilder};
 
 use super::failure::Failure;
 use crate::image::Shape;
+use crate::import::npz;
 
-/// Longest header accepted: that of a plain array is 118 bytes, and the parser recurses over what it is given.
-const MAX_HEADER: usize = 512;
 /// Most labels read at once.
 const MAX_LABELS: u64 = 1 << 24;
 /// Most colours read.
@@ -141,26 +140,13 @@ fn open(path: &Path) -> Result<(NpyFile<BufReader<File>>, u64), Failure> {
     Ok((file, bytes.saturating_sub(header)))
 }
 
-/// Looks at a header before the parser does, which trusts it: it allocates what the header asks for, recurses as deep
-/// as its brackets go, and multiplies its numbers. Returns the header's length and rewinds.
+/// Checks the header as far as the parser trusts it. Returns its length and rewinds.
 fn expect_plain_header(reader: &mut (impl Read + Seek)) -> Result<u64, String> {
     let mut start = Vec::new();
-    reader.take(MAX_HEADER as u64).read_to_end(&mut start).map_err(|error| error.to_string())?;
-    let (preamble, length) = match start.get(..12) {
-        Some(&[0x93, b'N', b'U', b'M', b'P', b'Y', 1, 0, a, b, ..]) => (10, u32::from_le_bytes([a, b, 0, 0])),
-        Some(&[0x93, b'N', b'U', b'M', b'P', b'Y', 2 | 3, 0, a, b, c, d]) => (12, u32::from_le_bytes([a, b, c, d])),
-        _ => return Err("is no NumPy file (.npy)".to_owned()),
-    };
-    let end = preamble + length as usize;
-    let text = start.get(preamble..end).ok_or("must hold a plain array; its header is too long for one, or cut")?;
-    let numbers = text.split(|byte| !byte.is_ascii_digit()).filter(|digits| !digits.is_empty());
-    let mut numbers = numbers.map(|digits| std::str::from_utf8(digits).ok()?.parse::<u64>().ok());
-    let product = numbers.try_fold(1u64, |product, number| product.checked_mul(number?.max(1)));
-    if product.is_none_or(|product| product > 1 << 60) {
-        return Err("announces more values than a file can hold".to_owned());
-    }
+    reader.take(npz::MAX_HEADER as u64).read_to_end(&mut start).map_err(|error| error.to_string())?;
+    let length = npz::check_header(&start)?;
     reader.seek(SeekFrom::Start(0)).map_err(|error| error.to_string())?;
-    Ok(end as u64)
+    Ok(length as u64)
 }
 
 /// A file of `images` (raster values of `shape`): [n, h, w, c], `uint8` up to 256 levels and `uint16` above.

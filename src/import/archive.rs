@@ -1,4 +1,5 @@
-//! The archive that `torch.save` writes since PyTorch 1.6: a zip file with one pickle and one file for each storage.
+//! Zip files: the archive that `torch.save` writes since PyTorch 1.6, with one pickle and one file for each storage, and that of
+//! NumPy, which is told from it by its names.
 
 use std::io::{BufReader, Read, Seek};
 
@@ -6,7 +7,7 @@ use zip::ZipArchive;
 
 use super::pickle::{self, Object, shown};
 use super::storage::Wanted;
-use super::{Reading, Tensors, state_dict};
+use super::{Reading, Tensors, npz, state_dict};
 use crate::error::Violations;
 
 /// Entries that an archive may have: one for each storage and a few more.
@@ -18,6 +19,15 @@ const MAX_ENTRIES: usize = 1 << 17;
 /// An archive of another kind, damage, and what a pickle, [`state_dict`] and [`Wanted`] refuse.
 pub(super) fn read(input: impl Read + Seek, reading: Reading<'_>) -> Result<Tensors, Violations> {
     let mut archive = ZipArchive::new(input).map_err(|error| refused(format!("is no zip archive: {error}")))?;
+    bounded(&archive).map_err(refused)?;
+    if archive.file_names().all(|name| name.is_ok_and(|name| name.ends_with(".npy"))) {
+        return match reading.key {
+            None => npz::read(&mut archive, reading.limit),
+            Some(_) => {
+                Err(Violations::one("--key", "is for what torch.save writes; a NumPy archive is one state dict"))
+            }
+        };
+    }
     let folder = folder(&archive).map_err(refused)?;
     let whole = |name: &str| format!("{folder}{name}");
     if archive.index_for_name(&whole("byteorder")).is_some() {
@@ -44,14 +54,19 @@ pub(super) fn read(input: impl Read + Seek, reading: Reading<'_>) -> Result<Tens
     wanted.finish()
 }
 
-/// The folder of the archive's only `data.pkl`, with a slash at its end, or nothing.
-fn folder<R: Read + Seek>(archive: &ZipArchive<R>) -> Result<String, String> {
+/// Refuses an archive of too many entries, or with two of one name: which of them counts is for every reader to choose.
+fn bounded<R: Read + Seek>(archive: &ZipArchive<R>) -> Result<(), String> {
     if archive.len() > MAX_ENTRIES {
         return Err(format!("must have at most {MAX_ENTRIES} entries, got {}", archive.len()));
     }
     if archive.has_duplicate_names() {
         return Err("must not have two entries of one name".to_owned());
     }
+    Ok(())
+}
+
+/// The folder of the archive's only `data.pkl`, with a slash at its end, or nothing.
+fn folder<R: Read + Seek>(archive: &ZipArchive<R>) -> Result<String, String> {
     let folder = |name: &str| name.strip_suffix("data.pkl").map(str::to_owned);
     let folders = archive.file_names().filter_map(|name| folder(&name.ok()?));
     let mut folders = folders.filter(|folder| folder.is_empty() || folder.ends_with('/'));
@@ -65,7 +80,7 @@ fn folder<R: Read + Seek>(archive: &ZipArchive<R>) -> Result<String, String> {
 }
 
 /// The entry `name`, which is at most `limit` bytes long. What it says of its own length is not believed.
-fn contents<R: Read + Seek>(archive: &mut ZipArchive<R>, name: &str, limit: u64) -> Result<Vec<u8>, String> {
+pub(super) fn contents<R: Read + Seek>(archive: &mut ZipArchive<R>, name: &str, limit: u64) -> Result<Vec<u8>, String> {
     let broken = |error: &dyn std::error::Error| format!("{}: {error}", shown(name));
     let entry = archive.by_name(name).map_err(|error| broken(&error))?;
     let mut content = Vec::new();

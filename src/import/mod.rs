@@ -3,13 +3,15 @@
 //! A checkpoint is read into named tensors in memory ([`read`]), a format's own map renames and rearranges them
 //! ([`Renaming`]), and the result is written as a package and loaded as a server would load it ([`package::write`]).
 //!
-//! Three forms are read: safetensors, and both of `torch.save`, the archive (since PyTorch 1.6) and the stream before it. The
-//! object saved must be a state dict, a dictionary of tensors; or a dictionary with one state dict among its entries,
+//! Four forms are read: safetensors, NumPy archives, and both of `torch.save`, the archive (since PyTorch 1.6) and the stream
+//! before it. The object saved must be a state dict, a dictionary of tensors; or a dictionary with one state dict among its entries,
 //! whatever the others are. A prefix `module.` that all names have (of a model trained on several GPUs) is dropped.
 
 mod archive;
 mod image_gpt;
 mod image_transformer;
+pub mod npz;
+mod openai_pixel_cnn;
 pub mod package;
 mod pickle;
 mod pixel_cnn_pp;
@@ -26,6 +28,7 @@ use std::path::Path;
 
 pub use image_gpt::{Divisor, ImageGpt, clusters};
 pub use image_transformer::ImageTransformer;
+pub use openai_pixel_cnn::OpenaiPixelCnn;
 pub use pixel_cnn_pp::PixelCnnPp;
 pub use renaming::Renaming;
 
@@ -96,7 +99,7 @@ pub fn read_from(mut input: impl Read + Seek, bytes: u64, reading: Reading<'_>) 
         [_, _, _, _, _, 0, 0, 0, b'{', ..] => safetensors::read(&mut input, bytes, reading),
         _ => Err(Violations::one(
             "checkpoint",
-            "is neither a safetensors file nor what torch.save writes (PyTorch 0.2 or later)",
+            "is neither what torch.save writes (PyTorch 0.2 or later), nor a safetensors file, nor a NumPy archive",
         )),
     }?;
     Ok(without_prefix(tensors))

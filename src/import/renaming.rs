@@ -41,13 +41,7 @@ impl Renaming {
         }
         let slices: Vec<usize> = shape.iter().enumerate().map(|(index, &n)| if index == 0 { n } else { 1 }).collect();
         let (g, v) = (self.take(&g, &slices), self.take(&v, shape));
-        let (g, mut v) = (g?, v?);
-        let length = v.values.len().checked_div(g.values.len()).filter(|&length| length > 0)?;
-        for (slice, &g) in v.values.chunks_mut(length).zip(&g.values) {
-            let norm = slice.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
-            slice.iter_mut().for_each(|x| *x = (f64::from(*x) * f64::from(g) / norm) as f32);
-        }
-        Some(v)
+        v?.normed(&g?, 0.0)
     }
 
     /// Drops the tensor `name` if it is there, for buffers that hold nothing that was learned.
@@ -109,6 +103,19 @@ impl Tensor {
         };
         let values = (0..self.values.len()).map(at).collect::<Option<_>>()?;
         Some(Self { shape, values })
+    }
+
+    /// g v / |v|, where v is a slice of this along its first dimension and `g` has a number for each. A |v|^2 below `least_square`
+    /// counts as that.
+    #[must_use]
+    pub fn normed(mut self, g: &Self, least_square: f64) -> Option<Self> {
+        let length = self.values.len().checked_div(g.values.len()).filter(|&length| length > 0)?;
+        for (slice, &g) in self.values.chunks_mut(length).zip(&g.values) {
+            let square: f64 = slice.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+            let factor = f64::from(g) / square.max(least_square).sqrt();
+            slice.iter_mut().for_each(|x| *x = (f64::from(*x) * factor) as f32);
+        }
+        Some(self)
     }
 
     /// With every element times `factor`.

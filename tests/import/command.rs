@@ -24,7 +24,7 @@ fn text(bytes: &[u8]) -> String {
 #[test]
 fn what_was_imported_is_sampled_by_the_next_command() {
     let root = tempfile::tempdir().unwrap();
-    let cases: [(&[&str], &str, &str); 3] = [
+    let cases: [(&[&str], &str, &str); 4] = [
         (&["pixel-cnn-pp", "--height", "8", "--width", "8"], "pixel_cnn_pp/rgb_stream.pth", "pixel_cnn_pp, 8x8x3"),
         (
             &["image-transformer", "--image-size", "6", "--num-heads", "4", "--block-length", "7"],
@@ -36,6 +36,7 @@ fn what_was_imported_is_sampled_by_the_next_command() {
             "image_transformer/cat_global.pth",
             "image_transformer, 4x4x3",
         ),
+        (&["openai-pixel-cnn", "--height", "8", "--width", "8"], "openai_pixel_cnn/plain.npz", "pixel_cnn_pp, 8x8x3"),
     ];
     for (index, (flags, checkpoint, told)) in cases.into_iter().enumerate() {
         let name = format!("model-{index}");
@@ -55,7 +56,7 @@ fn what_was_imported_is_sampled_by_the_next_command() {
         let mode = |file: &str| fs::metadata(out.join(file)).unwrap().permissions();
         assert_eq!(mode("weights.safetensors"), mode("model.toml"));
     }
-    assert_eq!(fs::read_dir(root.path().join("models")).unwrap().count(), 3, "something was left behind");
+    assert_eq!(fs::read_dir(root.path().join("models")).unwrap().count(), 4, "something was left behind");
 }
 
 #[test]

@@ -23,6 +23,8 @@ pub(crate) struct Golden {
     pub(crate) components: Option<usize>,
     pub(crate) num_heads: Option<u32>,
     pub(crate) block_length: Option<u32>,
+    /// One for each image, where there are classes.
+    pub(crate) classes: Option<Vec<u32>>,
     pub(crate) images: Vec<Vec<u16>>,
     /// In nats, by the exact law of its outputs.
     pub(crate) log_probs: Vec<Vec<f64>>,
@@ -52,14 +54,13 @@ fn load(source: &Source, backend: Backend) -> Box<dyn PixelModel> {
 }
 
 /// Parameters of every step and log-probabilities of every value of `raster`, both in raster order.
-fn score(model: &mut dyn PixelModel, raster: &[u16]) -> (Vec<f32>, Vec<f64>) {
+fn score(model: &mut dyn PixelModel, raster: &[u16], condition: &Condition) -> (Vec<f32>, Vec<f64>) {
     let spec = model.spec().clone();
     let canvas = Canvas::from_raster(spec.shape, spec.order, raster).unwrap();
-    let condition = Condition::default();
     let mut out = ParamRows::new(spec.head.width(spec.shape));
     let (mut parameters, mut log_probs, mut from) = (Vec::new(), Vec::new(), 0);
     while from < spec.shape.values() {
-        let row = ScoreRow { canvas: &canvas, condition: &condition };
+        let row = ScoreRow { canvas: &canvas, condition };
         let reached = model.score(&[row], from, u32::MAX, &mut out).unwrap();
         for rank in from..reached {
             let row = out.row(((rank - from) / spec.values_per_step()) as usize);
@@ -79,7 +80,8 @@ pub(crate) fn expect(source: &Source, golden: &Golden, label: &str, place: impl 
     let width = model.spec().head.width(model.spec().shape);
     let (mut worst, mut worst_parameter) = (0.0f64, 0.0f64);
     for (image, raster) in golden.images.iter().enumerate() {
-        let (parameters, log_probs) = score(&mut *model, raster);
+        let class = golden.classes.as_ref().map(|classes| classes[image]);
+        let (parameters, log_probs) = score(&mut *model, raster, &Condition { class, low: None });
         assert_eq!(log_probs.len(), golden.log_probs[image].len());
         for (ours, theirs) in log_probs.iter().zip(&golden.log_probs[image]) {
             worst = worst.max((ours - theirs).abs());
@@ -104,9 +106,10 @@ pub(crate) fn expect(source: &Source, golden: &Golden, label: &str, place: impl 
 fn sampled_as_scored(model: &mut dyn PixelModel, label: &str) {
     let spec = model.spec().clone();
     let mut out = ParamRows::new(spec.head.width(spec.shape));
+    let condition = Condition::least(&spec.condition);
     for seed in 0..3 {
         let (mut canvas, mut drawn_with) = (Canvas::empty(spec.shape), Vec::new());
-        model.open(Slot(0), &Condition::default()).unwrap();
+        model.open(Slot(0), &condition).unwrap();
         while !canvas.is_complete() {
             model.step(&[StepRow { slot: Slot(0), canvas: &canvas }], &mut out).unwrap();
             for _ in 0..spec.values_per_step() {
@@ -117,7 +120,7 @@ fn sampled_as_scored(model: &mut dyn PixelModel, label: &str) {
             }
         }
         model.close(Slot(0));
-        let (_, scored) = score(model, &canvas.to_raster(spec.order));
+        let (_, scored) = score(model, &canvas.to_raster(spec.order), &condition);
         for (rank, (drawn, scored)) in drawn_with.iter().zip(&scored).enumerate() {
             assert!((drawn - scored).abs() <= TOLERANCE, "{label}: seed {seed} rank {rank}: {drawn}, scored {scored}");
         }

@@ -69,6 +69,44 @@ fn every_kind_of_number_is_read_as_what_it_means() {
     );
 }
 
+/// An array of NumPy, as `numpy.save` writes it.
+fn npy(descr: &str, fortran: &str, shape: &str, content: &[u8]) -> Vec<u8> {
+    let header = format!("{{'descr': {descr}, 'fortran_order': {fortran}, 'shape': {shape}, }}\n");
+    [b"\x93NUMPY\x01\x00", &(header.len() as u16).to_le_bytes()[..], header.as_bytes(), content].concat()
+}
+
+#[test]
+fn numpy_archives_are_read_in_either_order() {
+    let arrays = |arrays: &[(&str, Vec<u8>)]| {
+        let files: Vec<_> = arrays.iter().map(|(name, array)| (*name, array.as_slice())).collect();
+        zipped(&files, CompressionMethod::Deflated)
+    };
+    let rows = npy("'<f4'", "False", "(2, 3)", &six());
+    let columns = npy("'<f4'", "True", "(2, 3)", &six());
+    let scalar = npy("'<i8'", "False", "()", &7i64.to_le_bytes());
+    let read_all = read(&arrays(&[("a/b.npy", rows.clone()), ("c.npy", columns), ("s.npy", scalar)])).unwrap();
+    assert_eq!(read_all.keys().collect::<Vec<_>>(), ["archive/a/b", "archive/c", "archive/s"]);
+    expect(&read_all["archive/a/b"], &[2, 3], &SIX);
+    expect(&read_all["archive/c"], &[2, 3], &[0.0, 2.0, 4.0, 1.0, 3.0, 5.0]);
+    expect(&read_all["archive/s"], &[], &[7.0]);
+    for (wrong, why) in [
+        (npy("'>f4'", "False", "(2, 3)", &six()), "must be of little-endian real numbers"),
+        (npy("'<U3'", "False", "(2,)", &six()), "must be of little-endian real numbers"),
+        (npy("[('a', '<f4')]", "False", "(6,)", &six()), "must be of little-endian real numbers"),
+        (npy("'<f4'", "False", "(7,)", &six()), "cut short"),
+        (npy("'<f4'", "False", "(5,)", &six()), "must have at most"),
+        (npy("'<f4'", "False", "(1048576,)", &six()), "tensors: must take at most 65536 bytes"),
+        (npy("'<f4'", "False", "(4294967296, 4294967296)", &six()), "more values than a file can hold"),
+        (npy("'<f4'", "False", &"(".repeat(1000), &six()), "too long"),
+        (rows.get(..40).unwrap().to_vec(), "too long for one, or cut"),
+        (b"{}".to_vec(), "is no NumPy file"),
+    ] {
+        let told = refused(&arrays(&[("a.npy", wrong)]));
+        assert!(told.contains(why), "{told}");
+    }
+    assert!(read_key(&arrays(&[("a.npy", rows)]), Some("a")).is_err());
+}
+
 #[test]
 fn compressed_archives_are_read_too() {
     let pickle = pickle(&dict(&[("w", float_tensor(0, &[6], &[1]))]));

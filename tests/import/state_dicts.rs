@@ -4,7 +4,7 @@ use std::path::Path;
 
 use pixeld::error::Violations;
 use pixeld::import::package::Draft;
-use pixeld::import::{self, ImageTransformer, PixelCnnPp, Reading, Tensors};
+use pixeld::import::{self, ImageTransformer, OpenaiPixelCnn, PixelCnnPp, Reading, Tensor, Tensors};
 
 use crate::law::{self, Golden, expect, folder, golden};
 
@@ -18,9 +18,24 @@ fn pixel_cnn_pp(golden: &Golden, tensors: Tensors) -> Result<Draft, Violations> 
     PixelCnnPp { height: golden.height, width: golden.width }.draft(tensors)
 }
 
+fn openai_pixel_cnn(golden: &Golden, tensors: Tensors) -> Result<Draft, Violations> {
+    OpenaiPixelCnn { height: golden.height, width: golden.width }.draft(tensors)
+}
+
 fn image_transformer(golden: &Golden, tensors: Tensors) -> Result<Draft, Violations> {
     let (num_heads, block_length) = (golden.num_heads.unwrap(), golden.block_length);
     ImageTransformer { image_size: golden.height, num_heads, block_length }.draft(tensors)
+}
+
+/// Where a parameter of ours (kind, channel, component) stands in OpenAI's order: channel, kind, component.
+fn in_openai_order(components: usize) -> impl Fn(usize) -> usize {
+    move |ours| match ours.checked_sub(components) {
+        None => ours,
+        Some(behind) => {
+            let (kind, channel) = (behind / (3 * components), behind / components % 3);
+            components + channel * 3 * components + kind * components + behind % components
+        }
+    }
 }
 
 #[test]
@@ -29,15 +44,25 @@ fn pixel_cnn_pp_gives_what_the_port_gives() {
     for (file, answers) in [("rgb.pth", "rgb.json"), ("rgb_stream.pth", "rgb.json"), ("grey.pth", "grey.json")] {
         let golden = golden(&folder.join(answers));
         let (_root, source) = law::write(pixel_cnn_pp(&golden, tensors(&folder.join(file))).unwrap());
-        let k = golden.components.unwrap();
-        expect(&source, &golden, file, |ours| match ours.checked_sub(k) {
-            // Ours: kind, channel, component. Theirs, with three channels: channel, kind, component.
-            Some(behind) if answers == "rgb.json" => {
-                let (kind, channel, component) = (behind / (3 * k), behind / k % 3, behind % k);
-                k + channel * 3 * k + kind * k + component
-            }
-            _ => ours,
-        });
+        match answers {
+            "rgb.json" => expect(&source, &golden, file, in_openai_order(golden.components.unwrap())),
+            _ => expect(&source, &golden, file, |ours| ours),
+        }
+    }
+}
+
+#[test]
+fn pixel_cnn_pp_gives_what_openai_s_code_gives() {
+    let folder = folder("openai_pixel_cnn");
+    for name in ["plain", "averaged_by_class"] {
+        let golden = golden(&folder.join(format!("{name}.json")));
+        let variables = tensors(&folder.join(format!("{name}.npz")));
+        // Variables are called so, checkpoints leave it out.
+        let numbered = variables.iter().map(|(name, tensor)| (format!("{name}:0"), tensor.clone())).collect();
+        let draft = openai_pixel_cnn(&golden, variables).unwrap();
+        assert_eq!(openai_pixel_cnn(&golden, numbered).unwrap().tensors, draft.tensors);
+        let (_root, source) = law::write(draft);
+        expect(&source, &golden, name, in_openai_order(golden.components.unwrap()));
     }
 }
 
@@ -68,38 +93,50 @@ fn plain_weights_are_taken_where_weight_norm_was_removed() {
     assert_eq!(pixel_cnn_pp(&golden, removed).unwrap().tensors, with);
 }
 
-/// Of every importer: whatever tensor is taken away, reshaped or added is named, and only that.
+type Format = fn(&Golden, Tensors) -> Result<Draft, Violations>;
+
+/// Of every importer: whatever tensor is taken away, reshaped or added is named.
 #[test]
 fn every_tensor_that_does_not_fit_is_named() {
-    type Format = fn(&Golden, Tensors) -> Result<Draft, Violations>;
-    let formats: [(&str, &str, Format); 4] = [
-        ("pixel_cnn_pp", "rgb", pixel_cnn_pp),
-        ("pixel_cnn_pp", "grey", pixel_cnn_pp),
-        ("image_transformer", "cat_global", image_transformer),
-        ("image_transformer", "dmol_local", image_transformer),
+    let formats: [(&str, &str, Format); 6] = [
+        ("pixel_cnn_pp", "rgb.pth", pixel_cnn_pp),
+        ("pixel_cnn_pp", "grey.pth", pixel_cnn_pp),
+        ("openai_pixel_cnn", "plain.npz", openai_pixel_cnn),
+        ("openai_pixel_cnn", "averaged_by_class.npz", openai_pixel_cnn),
+        ("image_transformer", "cat_global.pth", image_transformer),
+        ("image_transformer", "dmol_local.pth", image_transformer),
     ];
-    for (format, name, draft) in formats {
-        let golden = golden(&folder(format).join(format!("{name}.json")));
-        let whole = tensors(&folder(format).join(format!("{name}.pth")));
+    for (format, file, draft) in formats {
+        let path = folder(format).join(file);
+        let golden = golden(&path.with_extension("json"));
+        let mut whole = tensors(&path);
+        // What that code keeps beside its model, and the variables that the averages stand for.
+        whole.retain(|name, _| format != "openai_pixel_cnn" || name.starts_with("model/"));
+        let averages = whole.keys().any(|name| name.ends_with("Average"));
+        whole.retain(|name, _| !averages || name.ends_with("Average"));
         assert!(draft(&golden, whole.clone()).is_ok());
-        let fields = |tensors: Tensors| match draft(&golden, tensors) {
-            Err(violations) => violations.iter().map(|violation| violation.field.clone()).collect::<Vec<_>>(),
-            Ok(_) => panic!("{format} {name}: taken"),
+        let told = |tensors: Tensors| match draft(&golden, tensors) {
+            Err(violations) => violations.to_string(),
+            Ok(_) => panic!("{format} {file}: taken"),
         };
         for victim in whole.keys() {
+            let layer = victim.trim_start_matches("model/").trim_end_matches("/ExponentialMovingAverage");
             let mut fewer = whole.clone();
             fewer.remove(victim);
-            let told = fields(fewer);
             // Sizes are read off some tensors, of whose loss others then look wrong as well.
-            assert!(!told.is_empty(), "{victim} missing");
+            assert!(told(fewer).contains("tensors."), "{victim} missing");
             let mut flat = whole.clone();
-            let tensor = flat.get_mut(victim).unwrap();
-            tensor.shape.push(1);
-            assert!(fields(flat).contains(&format!("tensors.{victim}")), "{victim} reshaped");
+            flat.get_mut(victim).unwrap().shape.push(1);
+            assert!(told(flat).contains(layer), "{victim} reshaped");
         }
         let mut more = whole.clone();
-        more.insert("bn.running_mean".to_owned(), whole.values().next().unwrap().clone());
-        assert_eq!(fields(more), ["tensors.bn.running_mean"]);
-        assert!(!fields(Tensors::new()).is_empty());
+        let name = if format == "openai_pixel_cnn" { "model/bn/V/ExponentialMovingAverage" } else { "bn.running_mean" };
+        more.insert(if averages { name } else { name.trim_end_matches("/ExponentialMovingAverage") }.to_owned(), one());
+        assert!(told(more).contains("is not a tensor of this format"));
+        assert!(draft(&golden, Tensors::new()).is_err());
     }
+}
+
+fn one() -> Tensor {
+    Tensor { shape: vec![1], values: vec![1.0] }
 }

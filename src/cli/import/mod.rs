@@ -2,6 +2,7 @@
 
 mod image_gpt;
 mod image_transformer;
+mod openai_pixel_cnn;
 mod pixel_cnn_pp;
 mod torchscript;
 
@@ -34,6 +35,8 @@ pub(super) struct Import {
 enum Format {
     /// PixelCNN++, a state dict of pclucas14/pixel-cnn-pp
     PixelCnnPp(pixel_cnn_pp::Flags),
+    /// PixelCNN++, the variables of openai/pixel-cnn in a NumPy archive
+    OpenaiPixelCnn(openai_pixel_cnn::Flags),
     /// Image Transformer, a state dict of sahajgarg/image_transformer
     ImageTransformer(image_transformer::Flags),
     /// ImageGPT, a directory of Hugging Face transformers
@@ -45,7 +48,7 @@ enum Format {
 /// What every import of tensors takes.
 #[derive(Args, Debug)]
 struct Checkpoint {
-    /// What torch.save wrote of a state dict (.pt, .pth), or a .safetensors file
+    /// What torch.save wrote of a state dict (.pt, .pth), a .safetensors file, or a NumPy archive (.npz)
     source: PathBuf,
     /// Directory of the new package, named as the model: models/NAME
     #[arg(long, value_name = "DIRECTORY")]
@@ -62,6 +65,7 @@ impl Import {
     pub(super) async fn run(self) -> Result<(), Failure> {
         match self.format {
             Format::PixelCnnPp(flags) => flags.run(),
+            Format::OpenaiPixelCnn(flags) => flags.run(),
             Format::ImageTransformer(flags) => flags.run(),
             Format::ImageGpt(flags) => flags.run(),
             Format::Torchscript(flags) => flags.run().await,
