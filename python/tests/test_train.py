@@ -160,7 +160,7 @@ class TrainerTest(unittest.TestCase):
         export_checkpoint(self.root / "run" / "checkpoint.pt", self.root / "mine", "Stripes")
         config, module = read_package(self.root / "mine")
         self.assertEqual((config.norm, config.layers, config.classes), ("pre", 1, 3))
-        saved = torch.load(self.root / "run" / "checkpoint.pt", weights_only=True)["trained"]
+        saved = torch.load(self.root / "run" / "checkpoint.pt", weights_only=True)["average"]
         for name, tensor in module.state_dict().items():
             self.assertTrue(torch.equal(tensor, saved[name]), name)
         self.assertIn("held_out_images = 5", (self.root / "mine" / "model.toml").read_text())
