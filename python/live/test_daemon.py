@@ -6,6 +6,7 @@
 import json
 import os
 import random
+import re
 import subprocess
 import tempfile
 import unittest
