@@ -6,7 +6,7 @@ PYTHON ?= python3
 FAMILIES = $(wildcard src/model/families/*.rs src/model/families/*/mod.rs)
 TOOLS := $(shell $(PYTHON) scripts/setup.py --where 2>/dev/null)/tools
 
-.PHONY: help setup build demo test conformance fuzz miri check fmt format clippy deny doc readme test-pytorch bench bench-peers train goldens results sheets
+.PHONY: help setup build demo test conformance fuzz miri check fmt format clippy deny sbom doc container readme test-pytorch bench bench-peers train goldens results sheets
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -50,6 +50,12 @@ deny: $(TOOLS)/bin/cargo-deny
 $(TOOLS)/bin/cargo-deny:
 	cargo install --locked --root $(TOOLS) --version 0.20.2 cargo-deny
 
+sbom: $(TOOLS)/bin/cargo-cyclonedx ## list the crates in the binary with their licences, to pixeld.cdx.json (CycloneDX)
+	$(TOOLS)/bin/cargo-cyclonedx cyclonedx --format json --spec-version 1.5 --target x86_64-unknown-linux-gnu --no-build-deps
+
+$(TOOLS)/bin/cargo-cyclonedx:
+	cargo install --locked --root $(TOOLS) --version 0.5.9 cargo-cyclonedx
+
 doc: setup
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 
@@ -73,6 +79,9 @@ results: build ## held-out likelihoods of the packages: served, PyTorch's, and b
 
 sheets: build ## draw docs/sheets again, a contact sheet of every package
 	@sh scripts/sheets.sh
+
+container: build ## build the container image and try it, as root on Debian 12 (ARGS=--local-bases where no registry is)
+	@bash deploy/container.sh $(ARGS)
 
 readme: build ## run the commands that the README shows
 	@sh scripts/readme.sh

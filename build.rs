@@ -24,11 +24,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("cargo::rustc-link-arg=-Wl,-rpath,{libtorch}/lib");
     }
 
-    // Where HEAD has moved is logged in a file that every commit and checkout appends to; in a worktree it lies elsewhere.
+    // Said by who builds without the repository, an image for one. Otherwise git knows: where HEAD has moved is logged in a
+    // file that every commit and checkout appends to; in a worktree it lies elsewhere.
+    println!("cargo::rerun-if-env-changed=PIXELD_GIT_REVISION");
+    let said = env::var("PIXELD_GIT_REVISION").ok().filter(|revision| !revision.is_empty());
     if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"]).filter(|log| PathBuf::from(log).exists()) {
         println!("cargo::rerun-if-changed={log}");
     }
-    let revision = git(&["rev-parse", "--short=12", "HEAD"]).unwrap_or_else(|| "unknown".to_owned());
+    let revision = said.or_else(|| git(&["rev-parse", "--short=12", "HEAD"])).unwrap_or_else(|| "unknown".to_owned());
     println!("cargo::rustc-env=PIXELD_GIT_REVISION={revision}");
     Ok(())
 }

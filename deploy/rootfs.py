@@ -1,0 +1,138 @@
+#!/usr/bin/env python3
+"""Lays out the root file system of the image, in the stage that built the binary: what the dynamic loader needs and no more.
+
+    rootfs.py --binary BINARY --crates BOM --out DIRECTORY
+
+writes two trees, one for each layer. `libraries/` has every shared library that `ldd` finds, with the licence of each Debian
+package and its entry in /var/lib/dpkg/status.d, where scanners look for it. `program/` has the binary, the user, an empty
+/models, and /opt/pixeld/sbom.cdx.json: the crates of BOM (CycloneDX, from cargo-cyclonedx), the wheels and the packages.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY / "scripts"))
+import setup  # noqa: E402  (which wheel each library of libtorch is from)
+
+PROGRAM = "opt/pixeld"
+USER = 65532
+
+
+def said_by(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(source, target)
+
+
+def needed(binary: Path) -> list[Path]:
+    """Every shared library that the loader maps for `binary`, and the loader itself."""
+    found = []
+    for line in said_by("ldd", str(binary)).splitlines():
+        name, _, place = line.strip().partition(" => ")
+        path = (place or name).split(" (")[0]
+        if path.startswith("/"):
+            found.append(Path(path))
+        elif not name.startswith("linux-vdso"):
+            sys.exit(f"rootfs: {binary} needs a library that is not here: {line.strip()}")
+    return found
+
+
+def debian_package(library: Path) -> str:
+    """The package that `library` is from: dpkg knows a file by one of several names, since /lib is a link to /usr/lib."""
+    for path in (library, Path("/usr") / library.relative_to("/"), library.resolve()):
+        asked = subprocess.run(["dpkg-query", "--search", str(path)], capture_output=True, text=True, check=False)
+        if asked.returncode == 0:
+            return asked.stdout.split(": ")[0]
+    sys.exit(f"rootfs: {library} belongs to no Debian package")
+
+
+def debian_component(package: str) -> dict:
+    version, source, architecture = said_by(
+        "dpkg-query", "--show", "--showformat", "${Version}\n${source:Package}\n${Architecture}", package
+    ).splitlines()
+    name = package.split(":")[0]
+    purl = f"pkg:deb/debian/{name}@{version.replace('+', '%2B').replace(':', '%3A')}?arch={architecture}&distro=debian-12"
+    return {"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl,
+            "properties": [{"name": "debian:source", "value": source}]}
+
+
+def wheel_component(library: Path) -> dict:
+    """The wheel that a library of libtorch was unpacked from."""
+    for requirement, _, digest, members in (setup.TORCH, setup.CUDA_RUNTIME, setup.CUPTI):
+        if f"lib/{library.name}" in members.values():
+            name, version = requirement.split("==")
+            purl = f"pkg:pypi/{name}@{version}"
+            return {"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl,
+                    "hashes": [{"alg": "SHA-256", "content": digest}]}
+    sys.exit(f"rootfs: {library} is from none of the wheels of scripts/setup.py")
+
+
+def lay_out_libraries(libraries: list[Path], torch: Path, root: Path) -> list[dict]:
+    """Copies `libraries`, those of libtorch to where the binary's run path looks, and returns what they are from."""
+    components = {}
+    for library in libraries:
+        if library.is_relative_to(torch):
+            copy(library, root / PROGRAM / "lib" / library.name)
+            component = wheel_component(library)
+        else:
+            copy(library, root / library.relative_to("/"))
+            package = debian_package(library)
+            component = debian_component(package)
+            name = component["name"]
+            copy(Path("/usr/share/doc") / name / "copyright", root / "usr/share/doc" / name / "copyright")
+            status = root / "var/lib/dpkg/status.d" / name
+            status.parent.mkdir(parents=True, exist_ok=True)
+            status.write_text(said_by("dpkg-query", "--status", package))
+        files = components.setdefault(component["bom-ref"], component).setdefault("properties", [])
+        files.append({"name": "pixeld:file", "value": library.name})
+    copy(Path("/etc/os-release"), root / "etc/os-release")
+    return list(components.values())
+
+
+def lay_out_program(binary: Path, bom: dict, root: Path) -> None:
+    copy(binary, root / PROGRAM / "bin/pixeld")
+    copy(REPOSITORY / "LICENSE", root / PROGRAM / "LICENSE")
+    (root / PROGRAM / "sbom.cdx.json").write_text(json.dumps(bom, indent=1) + "\n")
+    (root / "models").mkdir()
+    (root / "etc").mkdir()
+    (root / "etc/passwd").write_text(f"root:x:0:0:root:/:/nologin\npixeld:x:{USER}:{USER}:pixeld:/:/nologin\n")
+    (root / "etc/group").write_text(f"root:x:0:\npixeld:x:{USER}:\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for flag in ("--binary", "--crates", "--out"):
+        parser.add_argument(flag, type=Path, required=True)
+    arguments = parser.parse_args()
+    shutil.rmtree(arguments.out, ignore_errors=True)
+
+    torch = Path(os.environ["LIBTORCH"])
+    components = lay_out_libraries(needed(arguments.binary), torch, arguments.out / "libraries")
+    rust = said_by("rustc", "--version").split()[1]
+    components.append({"type": "library", "bom-ref": "rust-std", "name": "rust-std", "version": rust})
+
+    bom = json.loads(arguments.crates.read_text())
+    bom["components"] += components
+    program = bom["metadata"]["component"]["bom-ref"]
+    for entry in bom["dependencies"]:
+        if entry["ref"] == program:
+            entry.setdefault("dependsOn", []).extend(component["bom-ref"] for component in components)
+    lay_out_program(arguments.binary, bom, arguments.out / "program")
+
+    # The same libraries make the same layer, whenever it is built.
+    for place, _, files in os.walk(arguments.out):
+        for name in [".", *files]:
+            os.utime(os.path.join(place, name), (0, 0))
+
+
+if __name__ == "__main__":
+    main()
