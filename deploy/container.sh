@@ -154,6 +154,7 @@ limits=(--read-only --cap-drop ALL --security-opt no-new-privileges --ulimit nof
 # Starts a container with further arguments of `run`, and waits until it is ready.
 start() {
     local began
+    rm -f $out/stdout $out/stderr # or an earlier container's word would be taken for this one's
     began=$(now)
     engine run --rm --name $name "${limits[@]}" --publish 127.0.0.1::50051 "$@" $image > $out/stdout 2> $out/stderr &
     container=$!
