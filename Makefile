@@ -27,8 +27,10 @@ test: setup ## every test that needs no PyTorch
 conformance: setup ## the laws that every family keeps, and by how much, as a table
 	@$(PYTHON) scripts/conformance.py
 
-fuzz: setup ## hold the decode backends to each other on thousands of random networks
+fuzz: setup ## thousands of random networks on both decode backends, and of damaged checkpoints and manifests
 	PROPTEST_CASES=$(or $(CASES),2000) cargo test --release --locked --lib decode::tests
+	PROPTEST_CASES=$(or $(CASES),2000) cargo test --release --locked --lib manifest
+	PROPTEST_CASES=$(or $(CASES),200000) cargo test --release --locked --test hostile
 
 miri: setup ## interpret the kernels and their unsafe entry, looking for undefined behaviour (needs a nightly toolchain with miri)
 	RUSTFLAGS="-C target-feature=+avx2,+fma" cargo +nightly miri test --locked --lib decode::native::tests

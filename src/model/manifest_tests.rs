@@ -1,6 +1,10 @@
 //! Tests of the manifest: what is accepted, and that every fault is named at once.
 
+use proptest::prelude::*;
+use proptest::sample::Index;
+
 use super::*;
+use crate::model::FAMILIES;
 
 const FULL: &str = r#"
 format = 1
@@ -282,3 +286,55 @@ fn every_fault_of_blocks_mixture_and_low_resolution_image_is_named() {
     let many = "kind = \"logistic_mixture\"\ncomponents = 64\nlayout = \"saha\"";
     assert_eq!(fields(&mixture("channels = 200", many))[0], "head.components");
 }
+
+/// Texts in place of others: sizes that overflow, words of other keys, tables where values stand.
+const PIECES: [&str; 16] = [
+    "0",
+    "1",
+    "3",
+    "4294967295",
+    "18446744073709551615",
+    "-1",
+    "1e308",
+    "nan",
+    "\"raster\"",
+    "\"block_raster\"",
+    "[]",
+    "{}",
+    "\n",
+    "[head]",
+    "components = 65536",
+    "\u{1F600}",
+];
+
+proptest! {
+    /// Whatever a manifest says, of whichever family, it is read or refused; its tensors are counted, not made.
+    #[test]
+    fn a_damaged_manifest_is_read_or_refused(
+        family in prop::sample::select(FAMILIES),
+        shipped in 0..SHIPPED.len() + 1,
+        changes in prop::collection::vec((any::<Index>(), 0usize..30, prop::sample::select(&PIECES[..])), 0..6),
+    ) {
+        let mut text = SHIPPED.get(shipped).copied().unwrap_or(FULL).to_owned();
+        for (at, length, piece) in changes {
+            let places: Vec<usize> = text.char_indices().map(|(place, _)| place).collect();
+            let Some(&start) = places.get(at.index(places.len().max(1))) else { continue };
+            let end = places.iter().copied().find(|&place| place >= start + length).unwrap_or(text.len());
+            text.replace_range(start..end, piece);
+        }
+        if let Ok(manifest) = Manifest::parse(text.as_bytes()) {
+            let _ = (family.tensors)(&manifest);
+        }
+    }
+}
+
+/// Manifests of most families.
+const SHIPPED: [&str; 7] = [
+    include_str!("../../models/digits_transformer_mixture/model.toml"),
+    include_str!("../../models/digits_row_lstm/model.toml"),
+    include_str!("../../models/digits_diagonal_bilstm/model.toml"),
+    include_str!("../../models/letters_upscale/model.toml"),
+    include_str!("../../models/digits_pixel_cnn_pp/model.toml"),
+    include_str!("../../tests/golden/torchscript/scripted_steps/model.toml"),
+    include_str!("../../tests/golden/image_gpt/one_channel/model.toml"),
+];
