@@ -21,7 +21,7 @@ from pixeld.client.model import Model  # noqa: E402
 from pixeld.client.retry import Backoff  # noqa: E402
 from pixeld.client.scoring import Scoring, batches  # noqa: E402
 from pixeld.v1 import generation_service_pb2 as wire  # noqa: E402
-from pixeld.v1 import model_service_pb2, model_service_pb2_grpc  # noqa: E402
+from pixeld.v1 import image_pb2, model_service_pb2, model_service_pb2_grpc  # noqa: E402
 
 
 def model(levels: int = 256, blocks: bool = False) -> Model:
@@ -51,6 +51,18 @@ def daemon(of: Model, images: np.ndarray, request: wire.StreamGenerateImagesRequ
     end = wire.GenerationCompleted(crc32c=[google_crc32c.value(image.tobytes()) for image in mine],
                                    log_likelihoods=[-1.0] * len(mine))
     return [*messages, wire.StreamGenerateImagesResponse(completed=end)]
+
+
+class PaletteTest(unittest.TestCase):
+    """Levels that are colours."""
+
+    def test_levels_become_their_colours(self) -> None:
+        told = model_service_pb2.Model(name="models/m", palette=bytes(range(9)))
+        told.shape.MergeFrom(image_pb2.ImageShape(height=1, width=2, channels=1, levels=3))
+        coloured = Model.of(told).coloured(np.array([[[[2], [0]]]]))
+        np.testing.assert_array_equal(coloured, [[[[6, 7, 8], [0, 1, 2]]]])
+        with self.assertRaises(ValueError):
+            Model.of(model_service_pb2.Model(name="models/m")).coloured(np.zeros((1, 1, 1, 1), int))
 
 
 class GenerationTest(unittest.TestCase):

@@ -36,6 +36,7 @@ class Model:
     backend: str  # "native" or "torch"
     precision: str  # "f32" or "bf16"
     recomputes: bool  # whether every step is a pass over the image so far
+    palette: bytes = b""  # red, green and blue of each level; empty if levels are brightness
 
     @classmethod
     def of(cls, told: model_service_pb2.Model) -> "Model":
@@ -57,7 +58,8 @@ class Model:
             max_running_images=told.max_running_images,
             held_out_bits_per_dim=told.held_out_bits_per_dim if told.HasField("held_out_bits_per_dim") else None,
             backend=word(model_service_pb2.Backend, told.backend),
-            precision=word(model_service_pb2.Precision, told.precision), recomputes=told.recomputes)
+            precision=word(model_service_pb2.Precision, told.precision), recomputes=told.recomputes,
+            palette=told.palette)
 
     def expect_ready(self) -> "Model":
         """Itself, if it serves."""
@@ -72,6 +74,12 @@ class Model:
         """Values of an image."""
         height, width, channels = self.shape
         return height * width * channels
+
+    def coloured(self, images: ArrayLike) -> NDArray[np.uint8]:
+        """Images [n, H, W, 1] of levels in the colours of the palette: [n, H, W, 3], 0..255."""
+        if not self.palette:
+            raise ValueError(f"model {self.name} has no palette: its levels are brightness")
+        return np.frombuffer(self.palette, np.uint8).reshape(-1, 3)[np.asarray(images)[..., 0]]
 
     @property
     def law(self) -> tuple[str, str, str]:
