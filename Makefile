@@ -6,7 +6,7 @@ PYTHON ?= python3
 FAMILIES = $(wildcard src/model/families/*.rs src/model/families/*/mod.rs)
 TOOLS := $(shell $(PYTHON) scripts/setup.py --where 2>/dev/null)/tools
 
-.PHONY: help setup build demo test conformance fuzz miri check fmt format clippy deny sbom doc container readme test-pytorch bench bench-peers train goldens results sheets
+.PHONY: help setup build demo test conformance fuzz fuzz-coverage miri check fmt format clippy deny sbom doc container readme test-pytorch bench bench-peers train goldens results sheets
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -31,6 +31,12 @@ fuzz: setup ## thousands of random networks on both decode backends, and of dama
 	PROPTEST_CASES=$(or $(CASES),2000) cargo test --release --locked --lib decode::tests
 	PROPTEST_CASES=$(or $(CASES),2000) cargo test --release --locked --lib manifest
 	PROPTEST_CASES=$(or $(CASES),200000) cargo test --release --locked --test hostile
+
+fuzz-coverage: setup $(TOOLS)/bin/cargo-fuzz ## fuzz manifests and checkpoints guided by coverage (needs a nightly toolchain)
+	PATH="$(TOOLS)/bin:$$PATH" sh scripts/fuzz.sh
+
+$(TOOLS)/bin/cargo-fuzz:
+	cargo install --locked --root $(TOOLS) --version 0.13.2 cargo-fuzz
 
 miri: setup ## interpret the kernels and their unsafe entry, looking for undefined behaviour (needs a nightly toolchain with miri)
 	RUSTFLAGS="-C target-feature=+avx2,+fma" cargo +nightly miri test --locked --lib decode::native::tests

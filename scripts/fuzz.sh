@@ -1,0 +1,28 @@
+#!/bin/sh
+# Runs every fuzz target of fuzz/ for SECONDS_EACH seconds (default 60), from what the repository has of its kind. Needs a
+# nightly toolchain and cargo-fuzz. What is found is left in fuzz/artifacts; corpora grow in fuzz/corpus.
+set -eu
+cd "$(dirname "$0")/.."
+unset CARGO_TARGET_DIR
+LD_LIBRARY_PATH=$(python3 scripts/setup.py --print libtorch)/lib
+export LD_LIBRARY_PATH
+seeds=$(mktemp -d)
+trap 'rm -rf "$seeds"' EXIT
+targets="checkpoint pickle safetensors_header manifest image_gpt"
+for target in $targets; do mkdir "$seeds/$target"; done
+cp tests/golden/import/*/*.pth tests/golden/import/*/*.npz "$seeds/checkpoint"
+for case in tests/golden/*/*/; do
+    name=$(echo "$case" | tr / _)
+    cp "${case}model.toml" "$seeds/manifest/$name" 2>/dev/null || true
+    cp "${case}weights.safetensors" "$seeds/safetensors_header/$name" 2>/dev/null || true
+done
+for case in tests/golden/import/image_gpt/*/; do
+    name=$(basename "$case")
+    for text in "$case"*config.json; do cp "$text" "$seeds/image_gpt/$name.$(basename "$text")"; done
+done
+for target in $targets; do
+    mkdir -p "fuzz/corpus/$target"
+    # The code under test has no unsafe blocks, so that panics, overflows and memory are what there is to find.
+    cargo +nightly fuzz run --sanitizer none "$target" "fuzz/corpus/$target" "$seeds/$target" -- \
+        -max_total_time="${SECONDS_EACH:-60}" -max_len=262144 -rss_limit_mb=2048 -malloc_limit_mb=256
+done
