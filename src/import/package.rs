@@ -55,11 +55,11 @@ pub fn write(directory: &Path, draft: Draft, limits: Limits) -> Result<ModelSpec
     })
 }
 
-/// Writes the package of a TorchScript archive, a copy of the file at `archive`, as [`write`] does. `manifest` is all but its
+/// Writes the package of a TorchScript archive, a copy of the file at `archive`, as [`write()`] does. `manifest` is all but its
 /// `weights` table. The module is not loaded, since that would run it.
 ///
 /// # Errors
-/// As [`write`], but for the repository's.
+/// As [`write()`], but for the repository's.
 pub fn write_archive(directory: &Path, manifest: &str, archive: &Path) -> Result<(), Violations> {
     place(directory, |package, _| {
         let write = || {

@@ -3,10 +3,10 @@
 //! `forward` gives the parameters of every step of an image at once; only what is before a step may matter to them. A module
 //! that has `init_state` and `step` goes on from where it was:
 //!
-//! - `init_state(batch: int, ...) -> List[Tensor]`, each [batch, ...]; it takes what `forward` does beside the image.
-//! - `step(state: List[Tensor], previous: Tensor, step: Tensor) -> Tuple[Tensor, List[Tensor]]`: int64 [batch, values of a
-//!   step], the values that were decided last (0 at first), and int64 [batch], how many steps were taken; gives
-//!   [batch, parameters of a row] as the head orders them (mixtures in the manifest's layout), and the state.
+//! - `init_state(batch: int, ...) -> List[Tensor]`, each `[batch, ...]`; it takes what `forward` does beside the image.
+//! - `step(state: List[Tensor], previous: Tensor, step: Tensor) -> Tuple[Tensor, List[Tensor]]`: int64 `[batch, values of
+//!   a step]`, the values that were decided last (0 at first), and int64 `[batch]`, how many steps were taken; gives
+//!   `[batch, parameters of a row]` as the head orders them (mixtures in the manifest's layout), and the state.
 //!
 //! Without them every step is a pass over the image, or over the rows of it that it depends on (`prefix = true`).
 
