@@ -6,7 +6,7 @@ PYTHON ?= python3
 FAMILIES = $(wildcard src/model/families/*.rs src/model/families/*/mod.rs)
 TOOLS := $(shell $(PYTHON) scripts/setup.py --where 2>/dev/null)/tools
 
-.PHONY: help setup build demo test conformance fuzz fuzz-coverage miri check fmt format clippy deny sbom doc container readme test-pytorch bench bench-peers train goldens results sheets
+.PHONY: help setup build demo test conformance fuzz fuzz-coverage miri check fmt format clippy deny sbom doc container readme test-pytorch bench bench-peers train goldens lists otlp results sheets
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -23,6 +23,9 @@ demo: build ## start the daemon, sample and score digits, write out/demo.png
 
 test: setup ## every test that needs no PyTorch
 	cargo test --locked
+
+otlp: setup ## the test of what a build with the feature otlp sends to a collector
+	cargo test --locked --features otlp --test otlp
 
 conformance: setup ## the laws that every family keeps, and by how much, as a table
 	@$(PYTHON) scripts/conformance.py
@@ -90,6 +93,10 @@ sheets: build ## draw docs/sheets again, a contact sheet of every package
 
 container: build ## build the container image and try it, as root on Debian 12 (ARGS=--local-bases where no registry is)
 	@bash deploy/container.sh $(ARGS)
+
+lists: setup ## write the lists of settings and metrics in docs/ again
+	PIXELD_WRITE_DOCS=1 cargo test --locked --lib config::tests::the_list
+	PIXELD_WRITE_DOCS=1 cargo test --locked --test metrics the_list
 
 readme: build ## run the commands that the README shows
 	@sh scripts/readme.sh

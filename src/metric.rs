@@ -42,6 +42,32 @@ const fn seconds(name: &'static str, first: f64, labels: &'static [&'static str]
 
 /// Calls.
 pub const REQUESTS: Metric = counter("pixeld_requests_total", &["method", "code"], "Calls that ended, by gRPC status");
+/// Calls refused or given up.
+pub const REFUSALS: Metric = counter(
+    "pixeld_refusals_total",
+    &["reason"],
+    "Calls that ended with an error, by the reason that the client was told",
+);
+/// Calls that began, as gRPC names them (gRFC A66).
+pub const GRPC_STARTED: Metric = counter(
+    "grpc_server_call_started_total",
+    &["grpc_method"],
+    "Calls that began, under the name that gRPC has for it",
+);
+/// Their length, as gRPC names it (gRFC A66).
+pub const GRPC_SECONDS: Metric = seconds(
+    "grpc_server_call_duration_seconds",
+    1e-4,
+    &["grpc_method", "grpc_status"],
+    "The same as pixeld_request_seconds, under the name that gRPC has for it",
+);
+/// Their length, as OpenTelemetry names it (semantic conventions for RPC).
+pub const RPC_SECONDS: Metric = seconds(
+    "rpc_server_call_duration_seconds",
+    1e-4,
+    &["rpc_system_name", "rpc_method", "rpc_response_status_code"],
+    "The same as pixeld_request_seconds, under the name that OpenTelemetry has for it",
+);
 /// Their length.
 pub const REQUEST_SECONDS: Metric =
     seconds("pixeld_request_seconds", 1e-4, &["method"], "From the first header of a call to the end of its answer");
@@ -60,7 +86,13 @@ pub const STEP_SECONDS: Metric = seconds(
     "pixeld_step_seconds",
     5e-6,
     &["model"],
-    "One decode step of one shard, with draws and what else its tick did",
+    "One decode step of one shard, with draws and what else its tick did: the time between two values of an image",
+);
+/// Images of a step.
+pub const STEPPED: Metric = counter(
+    "pixeld_step_images_total",
+    &["model"],
+    "Images that took part in a step, counted at every step; over the number of steps, the mean batch",
 );
 /// A slice of scoring.
 pub const SCORE_SECONDS: Metric =
@@ -91,10 +123,15 @@ pub const BUILD: Metric = gauge("pixeld_build_info", &["version"], "1; the versi
 /// All of them.
 pub const ALL: &[Metric] = &[
     REQUESTS,
+    REFUSALS,
     REQUEST_SECONDS,
+    GRPC_STARTED,
+    GRPC_SECONDS,
+    RPC_SECONDS,
     QUEUE_SECONDS,
     FIRST_VALUE_SECONDS,
     STEP_SECONDS,
+    STEPPED,
     SCORE_SECONDS,
     VALUES,
     SCORED,

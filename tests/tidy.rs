@@ -31,7 +31,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
 /// Libraries that belong to one room.
 const KEPT_IN: &[(&str, &[&str])] = &[
     ("tch::", &["src/torch/", "src/decode/", "src/model/families/", "tests/conformance/traced.rs"]),
-    ("tonic::", &["src/rpc/", "src/cli/", "build.rs", "tests/it/"]),
+    ("tonic::", &["src/rpc/", "src/cli/", "build.rs", "tests/it/", "tests/otlp.rs"]),
     ("prost::", &["src/rpc/", "src/cli/", "build.rs", "tests/it/"]),
 ];
 

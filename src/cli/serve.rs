@@ -3,15 +3,16 @@
 use std::time::Duration;
 
 use clap::Args;
+use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::failure::Failure;
-use super::source::{Settings, start_log};
+use super::source::Settings;
 use super::{output, packages};
 use crate::app::App;
 use crate::engine::{self, catalogue::Catalogue};
-use crate::rpc::Listener;
-use crate::telemetry::metrics;
+use crate::rpc::{Listener, serves};
+use crate::telemetry::{self, metrics};
 
 const AFTER_HELP: &str = "\
 Prints `listening on ADDRESS` to standard output once clients can connect, `ready` once no model loads any more, and logs to standard error. The first SIGTERM
@@ -36,7 +37,8 @@ pub(super) struct Serve {
 impl Serve {
     pub(super) async fn run(self) -> Result<(), Failure> {
         let config = self.settings.load(self.listen.as_deref(), None)?;
-        start_log(&config)?;
+        let _telemetry = telemetry::init(&config.log, &config.trace)
+            .map_err(|error| Failure::Usage(format!("trace.endpoint: {error}")))?;
         let mut signals = Signals::new()?;
         let address = config.server.listen;
         let listener = Listener::bind(address).await.map_err(|error| {
@@ -53,11 +55,15 @@ impl Serve {
         if observing {
             tokio::spawn(observe(app.catalogue().clone()));
         }
+        if let Some(patience) = sd_notify::watchdog_enabled() {
+            tokio::spawn(tell_of_life(app.catalogue().clone(), patience));
+        }
         output::line(&format!("listening on {bound}"))?;
 
         let loaded = app.loaded();
         let ready = async {
             loaded.await;
+            tell(NotifyState::Ready);
             if let Err(failure) = output::line("ready") {
                 tracing::warn!(?failure, "nobody heard that the models are ready");
             }
@@ -69,7 +75,10 @@ impl Serve {
         }));
         tokio::select! {
             ended = &mut serving => return ended.map_err(|error| Failure::Internal(error.to_string())),
-            () = signals.next() => tracing::info!("stopping; a second signal ends at once"),
+            () = signals.next() => {
+                tell(NotifyState::Stopping);
+                tracing::info!("stopping; a second signal ends at once");
+            }
             () = ready => {}
         }
         drop(stop);
@@ -87,6 +96,24 @@ async fn observe(catalogue: Catalogue) {
         ticks.tick().await;
         engine::observe(&catalogue);
         metrics::observe_process();
+    }
+}
+
+/// Tells the service manager, where there is one (`NOTIFY_SOCKET`).
+fn tell(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "the service manager was not told");
+    }
+}
+
+/// Tells a service manager that waits for it no longer than `patience` that the daemon lives, while it does.
+async fn tell_of_life(catalogue: Catalogue, patience: Duration) {
+    let mut ticks = tokio::time::interval(patience / 2);
+    loop {
+        ticks.tick().await;
+        if serves(&catalogue, "liveness") {
+            tell(NotifyState::Watchdog);
+        }
     }
 }
 

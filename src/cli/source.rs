@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::connect::Target;
 use super::failure::Failure;
-use crate::config::{self, Config, Flag, Layers};
+use crate::config::{self, Config, Flag, Layers, Trace};
 use crate::rpc::proto::{self, FlushPolicy};
 use crate::telemetry;
 
@@ -86,12 +86,7 @@ impl Source {
             return Ok(Target::Remote(url.clone()));
         }
         let config = self.settings.load(None, Some("warn"))?;
-        start_log(&config)?;
+        telemetry::init(&config.log, &Trace::default()).map_err(|error| Failure::Internal(error.to_string()))?;
         Ok(Target::Local(Box::new(config)))
     }
-}
-
-/// Starts logging as `config` says.
-pub(super) fn start_log(config: &Config) -> Result<(), Failure> {
-    telemetry::init(&config.log).map_err(|error| Failure::Internal(error.to_string()))
 }

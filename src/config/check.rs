@@ -13,7 +13,7 @@ use humantime_serde::re::humantime::{format_duration, parse_duration};
 use tracing_subscriber::EnvFilter;
 
 use super::layers::Setting;
-use super::{Config, Engine, Log, Metrics, Models, Server};
+use super::{Config, Engine, Log, Metrics, Models, Server, Trace};
 use crate::engine::EngineConfig;
 use crate::error::Violations;
 use crate::job::Limits;
@@ -62,6 +62,10 @@ pub(super) fn check(settings: BTreeMap<String, Setting>) -> Result<Config, Viola
         },
         metrics: Metrics { listen: reader.read("metrics.listen", parse_address_or_none).flatten() },
         log: Log { filter: reader.read("log.filter", parse_filter).unwrap_or_default(), json: reader.flag("log.json") },
+        trace: Trace {
+            endpoint: reader.read("trace.endpoint", parse_collector).flatten(),
+            ratio: reader.read("trace.ratio", parse_ratio).unwrap_or_default(),
+        },
     };
     let mut violations = reader.finish();
     if violations.is_empty() {
@@ -140,7 +144,7 @@ impl Reader {
             let mut near: Vec<_> =
                 self.known.iter().filter(|known| known.starts_with(&format!("{section}."))).copied().collect();
             if near.is_empty() {
-                near = vec!["server", "models", "engine", "limits", "metrics", "log"];
+                near = vec!["server", "models", "engine", "limits", "metrics", "log", "trace"];
             }
             self.violations.add(key, format!("is not a setting (from {origin}); there are {}", near.join(", ")));
         }
@@ -168,6 +172,23 @@ fn parse_drain_timeout(text: &str) -> Result<Duration, String> {
 fn parse_share(text: &str) -> Result<f64, String> {
     let share = text.parse().ok().filter(|share: &f64| *share > 0.0 && *share < 1.0);
     share.ok_or_else(|| "a number above 0 and below 1".to_owned())
+}
+
+/// The scheme is checked because the exporter would send nothing over another and not say so.
+fn parse_collector(text: &str) -> Result<Option<String>, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    if !cfg!(feature = "otlp") {
+        return Err("empty in this build, which was made without the feature otlp".to_owned());
+    }
+    let proper = text.parse::<http::Uri>().is_ok_and(|uri| uri.scheme_str() == Some("http") && uri.host().is_some());
+    if proper { Ok(Some(text.to_owned())) } else { Err("a URL such as http://127.0.0.1:4317".to_owned()) }
+}
+
+fn parse_ratio(text: &str) -> Result<f64, String> {
+    let ratio = text.parse().ok().filter(|ratio| (0.0..=1.0).contains(ratio));
+    ratio.ok_or_else(|| "a number 0 to 1".to_owned())
 }
 
 fn parse_backend(text: &str) -> Result<Backend, String> {

@@ -32,6 +32,8 @@ pub struct Config {
     pub metrics: Metrics,
     /// What is logged.
     pub log: Log,
+    /// Where spans go.
+    pub trace: Trace,
 }
 
 /// The gRPC listener.
@@ -111,4 +113,13 @@ pub struct Log {
     pub filter: String,
     /// One JSON object a line instead of text.
     pub json: bool,
+}
+
+/// Spans of calls.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Trace {
+    /// An OpenTelemetry collector (OTLP over gRPC); `None`: nobody has them.
+    pub endpoint: Option<String>,
+    /// Share of the calls that become spans, of those that belong to no trace yet.
+    pub ratio: f64,
 }

@@ -13,7 +13,7 @@ impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let root = self.models.root.as_deref().map(|root| root.to_string_lossy().into_owned()).unwrap_or_default();
         let metrics = self.metrics.listen.map(|listen| listen.to_string()).unwrap_or_default();
-        let sections: [(&str, &[(&str, Value)]); 6] = [
+        let sections: [(&str, &[(&str, Value)]); 7] = [
             (
                 "server",
                 &[
@@ -54,6 +54,13 @@ impl fmt::Display for Config {
             ),
             ("metrics", &[("listen", metrics.into())]),
             ("log", &[("filter", self.log.filter.clone().into()), ("json", self.log.json.into())]),
+            (
+                "trace",
+                &[
+                    ("endpoint", self.trace.endpoint.clone().unwrap_or_default().into()),
+                    ("ratio", self.trace.ratio.into()),
+                ],
+            ),
         ];
         for (index, (name, settings)) in sections.into_iter().enumerate() {
             writeln!(f, "{}[{name}]", if index == 0 { "" } else { "\n" })?;

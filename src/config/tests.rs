@@ -55,6 +55,7 @@ fn the_defaults_are_those_of_the_example_file() {
         limits: Limits { images_per_request: 256, items_per_request: 256 },
         metrics: Metrics::default(),
         log: Log { filter: "info".to_owned(), json: false },
+        trace: Trace { endpoint: None, ratio: 1.0 },
     };
     assert_eq!(load(&isolated()), Ok(expected.clone()));
     let example = file(DEFAULTS);
@@ -197,4 +198,46 @@ fn shards_and_threads_are_a_matter_of_the_cores_unless_the_configuration_says_so
     let many = engine(&[set("engine.shards", "1024")]);
     assert_eq!((many.shards(), many.threads()), (1024, 1));
     assert_eq!(engine(&[set("engine.threads", "3")]).threads(), 3);
+}
+
+/// What docs/CONFIGURATION.md must read: every setting with its default, its variable and what the example file says of it.
+fn page() -> String {
+    let mut page = "# Configuration\n\nEvery setting, as `deploy/config.example.toml` explains them; that file is compiled in as the lowest layer. Above it, \
+                    later ones winning: the\nfile that `--config` names, the environment, flags (`--set section.key=value`). `pixeld check` prints what is in \
+                    force. What is not listed here\nis refused, wherever it comes from.\n"
+        .to_owned();
+    let (mut section, mut words) = ("", Vec::new());
+    for line in DEFAULTS.lines() {
+        if let Some(comment) = line.strip_prefix("# ") {
+            words.push(comment);
+        } else if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+            section = name;
+            page.push_str(&format!(
+                "\n## {name}\n\n| setting | default | environment | meaning |\n| :-- | :-- | :-- | :-- |\n"
+            ));
+        } else if let Some((key, value)) = line.split_once(" = ") {
+            let variable = format!("PIXELD__{}__{}", section.replace('.', "__"), key).to_uppercase();
+            let meaning = std::mem::take(&mut words).join(" ").replace('|', "\\|");
+            page.push_str(&format!("| `{section}.{key}` | `{value}` | `{variable}` | {meaning} |\n"));
+        } else {
+            words.clear();
+        }
+    }
+    page
+}
+
+#[test]
+fn the_list_of_settings_is_the_one_in_docs() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/CONFIGURATION.md");
+    let page = page();
+    if std::env::var_os("PIXELD_WRITE_DOCS").is_some() {
+        std::fs::write(path, &page).unwrap();
+    }
+    let written = std::fs::read_to_string(path).unwrap_or_default();
+    assert!(
+        written == page,
+        "docs/CONFIGURATION.md is not what PIXELD_WRITE_DOCS=1 makes of deploy/config.example.toml"
+    );
+    // Nothing is in the list without its words.
+    assert!(!page.contains("|  |"), "{page}");
 }

@@ -71,8 +71,8 @@ impl Core {
         outcome.sampling = now.duration_since(began);
         if !plan.advance.is_empty() {
             self.shard.gauges.stepped(outcome.sampling);
-            let values = plan.advance.len() as u32 * self.spec.values_per_step();
-            self.meter.stepped(outcome.sampling, values);
+            let images = plan.advance.len() as u32;
+            self.meter.stepped(outcome.sampling, images, images * self.spec.values_per_step());
         }
         if let Some(slice) = &plan.score {
             let began = now;

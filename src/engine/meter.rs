@@ -10,6 +10,7 @@ use crate::metric;
 /// Handles of one shard, taken once: looking one up by its labels costs as much as a step of a small model.
 pub(super) struct Meter {
     steps: Histogram,
+    images: Counter,
     values: Counter,
     slices: Histogram,
     scored: Counter,
@@ -21,15 +22,17 @@ impl Meter {
         let label = || [("model", model.to_owned())];
         Self {
             steps: metrics::histogram!(metric::STEP_SECONDS.name, &label()),
+            images: metrics::counter!(metric::STEPPED.name, &label()),
             values: metrics::counter!(metric::VALUES.name, &label()),
             slices: metrics::histogram!(metric::SCORE_SECONDS.name, &label()),
             scored: metrics::counter!(metric::SCORED.name, &label()),
         }
     }
 
-    /// A step took `took` and decided `values` values.
-    pub(super) fn stepped(&self, took: Duration, values: u32) {
+    /// A step of `images` images took `took` and decided `values` values.
+    pub(super) fn stepped(&self, took: Duration, images: u32, values: u32) {
         self.steps.record(took);
+        self.images.increment(images.into());
         self.values.increment(values.into());
     }
 

@@ -10,12 +10,11 @@ use crate::engine::catalogue::State;
 use crate::engine::{Score, Timing, Usage};
 use crate::image::{Order, Palette, Shape, codec};
 use crate::job::Reproducibility;
-use crate::metric;
 use crate::spec::{Backend, ModelSpec, Precision};
 
 /// Characters of a package's own words that a listing repeats: room for every fault that is kept of an honest one, and
 /// little enough that a page of the worst stays below the four mebibytes that clients accept by default.
-const MAX_WORDS: usize = 8 << 10;
+pub(super) const MAX_WORDS: usize = 8 << 10;
 
 /// Resource name of a model.
 pub(super) fn model_name(name: &str) -> String {
@@ -105,12 +104,7 @@ pub(super) fn usage(usage: Usage) -> proto::Usage {
     }
 }
 
-/// Where the time of a request to `model` went, which is also counted.
-pub(super) fn timing(model: &str, timing: Timing) -> proto::Timing {
-    metrics::histogram!(metric::QUEUE_SECONDS.name, "model" => model.to_owned()).record(timing.queue);
-    if !timing.first_value.is_zero() {
-        metrics::histogram!(metric::FIRST_VALUE_SECONDS.name, "model" => model.to_owned()).record(timing.first_value);
-    }
+pub(super) fn timing(timing: Timing) -> proto::Timing {
     proto::Timing {
         queue_duration: duration(timing.queue),
         prefill_duration: duration(timing.prefill),

@@ -15,15 +15,16 @@ use prost_types::FileDescriptorSet;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::{Code, Status};
+use tonic_types::StatusExt;
 use tower::Service;
 use tracing::{Instrument, Span};
 
 use super::deadline::{self, Deadline};
-use super::proto;
 use super::status::{cut, status};
+use super::trace;
 use super::upload::Uploads;
+use super::{meter, proto};
 use crate::error::{Error, Violations};
-use crate::metric;
 
 /// Where health is asked for.
 const HEALTH: &str = "/grpc.health.";
@@ -66,11 +67,11 @@ where
 
     fn call(&mut self, mut request: Request<Incoming>) -> Self::Future {
         let method = cut(request.uri().path(), MAX_LOGGED);
-        let span =
-            tracing::info_span!("call", method, request_id = tracing::field::Empty, model = tracing::field::Empty);
+        let span = trace::span(&method, request.headers());
         let (started, probe, _open) = (Instant::now(), request.uri().path().starts_with(HEALTH), self.open.token());
-        let record =
-            Record { started, method: known(request.uri().path()), code: None, probe, span: span.clone(), _open };
+        let method = known(request.uri().path());
+        meter::began(method);
+        let record = Record { started, method, code: None, reason: None, probe, span: span.clone(), _open };
         if !speaks_grpc(request.headers()) {
             let mut refusal = refusal(status(&bad("content-type", format!("must be {GRPC}"))), record);
             *refusal.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
@@ -163,6 +164,8 @@ struct Record {
     started: Instant,
     method: &'static str,
     code: Option<Code>,
+    /// Of the status, from our own table.
+    reason: Option<String>,
     /// Probes come every few seconds and say nothing new.
     probe: bool,
     span: Span,
@@ -171,8 +174,9 @@ struct Record {
 
 impl Record {
     fn note(&mut self, headers: &HeaderMap) {
-        if let Some(value) = headers.get("grpc-status") {
-            self.code = Some(Code::from_bytes(value.as_bytes()));
+        if let Some(status) = Status::from_header_map(headers) {
+            self.code = Some(status.code());
+            self.reason = status.get_details_error_info().map(|info| info.reason);
         }
     }
 }
@@ -182,8 +186,7 @@ impl Drop for Record {
         // Nobody took the end of the answer: the client is gone.
         let code = self.code.unwrap_or(Code::Cancelled);
         let elapsed = self.started.elapsed();
-        metrics::counter!(metric::REQUESTS.name, "method" => self.method, "code" => format!("{code:?}")).increment(1);
-        metrics::histogram!(metric::REQUEST_SECONDS.name, "method" => self.method).record(elapsed);
+        meter::ended(self.method, code, self.reason.take(), elapsed);
         let elapsed_ms = elapsed.as_secs_f64() * 1e3;
         self.span.in_scope(|| match self.probe {
             false => tracing::info!(?code, elapsed_ms, "call ended"),

@@ -69,6 +69,12 @@ impl Health {
     }
 }
 
+/// Whether `name`, one of those above, serves now.
+#[must_use]
+pub fn serves(catalogue: &Catalogue, name: &str) -> bool {
+    statuses(catalogue).into_iter().any(|(known, serving)| serving && known == name)
+}
+
 /// Every name and whether it serves.
 fn statuses(catalogue: &Catalogue) -> Vec<(String, bool)> {
     let open = !catalogue.is_draining();

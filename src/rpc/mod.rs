@@ -14,15 +14,18 @@ mod generation;
 mod health;
 mod lease;
 mod listen;
+mod meter;
 mod models;
 pub mod proto;
 mod score_stream;
 mod scoring;
 mod status;
 mod stream;
+mod trace;
 mod upload;
 
 pub(crate) use health::Health;
+pub use health::serves;
 pub(crate) use listen::Connections;
 pub use listen::Listener;
 pub use status::{DOMAIN, PUSHBACK};

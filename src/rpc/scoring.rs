@@ -15,7 +15,7 @@ use super::proto::{
 };
 use super::score_stream::ScoreStream;
 use super::status::status;
-use super::{answer, deadline};
+use super::{answer, deadline, meter};
 use crate::engine::Handle;
 use crate::engine::catalogue::Catalogue;
 use crate::error::{Error, Violations};
@@ -103,11 +103,12 @@ impl Scorings {
         let ids = items.into_iter().map(|item| item.item_id).collect::<Vec<_>>();
         let job = ScoreJob { items: images, per_value: scoring.per_value, class: scoring.scheduling.class };
         let (scores, timing) = scoring.handle.score(job, scoring.deadline(deadline))?.scores().await?;
+        meter::finished(&spec.name, timing);
         let scores = ids.into_iter().zip(scores).map(|(id, score)| answer::score(id, score, spec));
         Ok(ScoreImagesResponse {
             scores: scores.collect(),
             model_revision: spec.revision.clone(),
-            timing: Some(answer::timing(&spec.name, timing)),
+            timing: Some(answer::timing(timing)),
         })
     }
 

@@ -11,7 +11,7 @@ use super::convert::Generation;
 use super::lease::Progress;
 use super::proto::stream_generate_images_response::Event;
 use super::proto::{ImageEncoding, StreamGenerateImagesResponse};
-use super::{answer, proto};
+use super::{answer, meter, proto};
 use crate::engine::event::Run;
 use crate::engine::{SampleStream, SampleSummary};
 use crate::error::Error;
@@ -106,11 +106,12 @@ impl Checksums {
         summary: SampleSummary,
         encoding: ImageEncoding,
     ) -> Result<proto::GenerationCompleted, Error> {
+        meter::finished(&self.spec.name, summary.timing);
         let low = &summary.low_images;
         let images = low.iter().map(|low| answer::image(&low.values, low.shape, None, encoding));
         Ok(proto::GenerationCompleted {
             usage: Some(answer::usage(summary.usage)),
-            timing: Some(answer::timing(&self.spec.name, summary.timing)),
+            timing: Some(answer::timing(summary.timing)),
             crc32c: self.crc32c,
             low_resolution_images: images.collect::<Result<_, _>>().map_err(Error::EngineFault)?,
             low_resolution_log_likelihoods: low.iter().map(|low| low.log_likelihood).collect(),

@@ -1,30 +1,64 @@
-//! What the process says about itself while it runs: a log on standard error, and metrics.
+//! What the process says about itself while it runs: a log on standard error, metrics, and spans for a collector.
 
 pub mod metrics;
+#[cfg(feature = "otlp")]
+mod otlp;
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal};
 
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::util::TryInitError;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Registry, reload};
 
-use crate::config::Log;
+use crate::config::{Log, Trace};
 
-/// Starts logging for the whole process, filtered by `log` alone: no other variable of the environment is read.
+/// What was started; spans that wait to be sent go out when it is dropped.
+#[derive(Debug)]
+pub struct Telemetry {
+    filter: reload::Handle<EnvFilter, Registry>,
+    #[cfg(feature = "otlp")]
+    _spans: Option<otlp::Exporter>,
+}
+
+impl Telemetry {
+    /// Logs by `filter` from now on.
+    ///
+    /// # Errors
+    /// What is wrong with it; the one before stays.
+    pub fn set_filter(&self, filter: &str) -> Result<(), String> {
+        let filter = EnvFilter::builder().parse(filter).map_err(|error| error.to_string())?;
+        self.filter.reload(filter).map_err(|error| error.to_string())
+    }
+}
+
+/// Starts logging for the whole process, filtered by `log` alone: no other variable of the environment is read. Spans of
+/// calls go where `trace` says. Must be called within a tokio runtime.
 ///
 /// # Errors
-/// If something has already started it.
-pub fn init(log: &Log) -> Result<(), TryInitError> {
-    use tracing_subscriber::util::SubscriberInitExt;
-
+/// If something has already started it, or spans cannot be sent where they shall go.
+pub fn init(log: &Log, trace: &Trace) -> io::Result<Telemetry> {
     // The configuration has parsed the filter before, so nothing is lost here.
-    let filter = EnvFilter::builder().parse_lossy(&log.filter);
+    let (filter, handle) = reload::Layer::new(EnvFilter::builder().parse_lossy(&log.filter));
     // A log that cannot be written, because the disk is full or the reader has gone, must not end what it tells of; it would,
     // by the panic of telling of its own failure.
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
-    if log.json {
-        builder.json().finish().try_init()
-    } else {
-        builder.with_ansi(std::io::stderr().is_terminal()).finish().try_init()
-    }
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).log_internal_errors(false);
+    let lines = match log.json {
+        true => lines.json().boxed(),
+        false => lines.with_ansi(io::stderr().is_terminal()).boxed(),
+    };
+    let subscriber = Registry::default().with(lines.with_filter(filter));
+    #[cfg(feature = "otlp")]
+    let (subscriber, spans) = {
+        let (layer, exporter) = otlp::start(trace)?.unzip();
+        (subscriber.with(layer), exporter)
+    };
+    // The configuration has refused every endpoint.
+    #[cfg(not(feature = "otlp"))]
+    let _ = trace;
+    subscriber.try_init().map_err(io::Error::other)?;
+    Ok(Telemetry {
+        filter: handle,
+        #[cfg(feature = "otlp")]
+        _spans: spans,
+    })
 }

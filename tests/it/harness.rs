@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use pixeld::app::{App, AppError, Source};
-use pixeld::config::{Config, Engine, Log, Metrics, Models, Server};
+use pixeld::config::{Config, Engine, Log, Metrics, Models, Server, Trace};
 use pixeld::engine::catalogue::{Catalogue, State};
 use pixeld::engine::{EngineConfig, Handle};
 use pixeld::image::Shape;
@@ -63,6 +63,7 @@ pub(crate) fn config() -> Config {
         limits: Limits { images_per_request: 16, items_per_request: 8 },
         metrics: Metrics::default(),
         log: Log { filter: "off".into(), json: false },
+        trace: Trace::default(),
     }
 }
 
