@@ -6,8 +6,12 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::{env, fs};
 
-const PROTOS: [&str; 3] =
-    ["pixeld/v1/generation_service.proto", "pixeld/v1/scoring_service.proto", "pixeld/v1/model_service.proto"];
+const PROTOS: [&str; 4] = [
+    "pixeld/v1/generation_service.proto",
+    "pixeld/v1/scoring_service.proto",
+    "pixeld/v1/model_service.proto",
+    "inference/grpc_service.proto",
+];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);

@@ -11,7 +11,8 @@ the gigabytes of GPU kernels are not unpacked. Standard library only; needs `pip
     setup.py                writes .cargo/config.toml, so that plain `cargo build` finds libtorch, and python/pixeld/v1, the
                             stubs of the Python client
     setup.py --print NAME   prints the path of one tree, laying it out first: `libtorch`, `interop` (what the Python client
-                            imports) or `pytorch` (what training and the live comparison import)
+                            imports), `triton` (the client of Triton) or `pytorch` (what training and the live comparison
+                            import)
     setup.py --where        prints the cache directory
 """
 
@@ -56,6 +57,7 @@ CUPTI = (
 LINKS = {"lib/libgomp.so": "libgomp.so.1", "lib/libtorch.so": "libtorch_cpu.so"}
 
 INTEROP_REQUIREMENTS = REPOSITORY / "tests" / "interop" / "requirements.txt"
+TRITON_REQUIREMENTS = REPOSITORY / "tests" / "interop" / "triton.txt"
 PYTORCH_REQUIREMENTS = REPOSITORY / "python" / "requirements.txt"
 
 
@@ -146,6 +148,10 @@ def interop() -> Path:
     return packages("interop", INTEROP_REQUIREMENTS)
 
 
+def triton() -> Path:
+    return packages("triton", TRITON_REQUIREMENTS)
+
+
 def pytorch() -> Path:
     return packages("pytorch", PYTORCH_REQUIREMENTS)
 
@@ -158,7 +164,7 @@ def write_stubs(interop_packages: Path) -> None:
         fail(f"{script} failed")
 
 
-def write_cargo_config(torch: Path, interop_packages: Path) -> None:
+def write_cargo_config(torch: Path, interop_packages: Path, triton_packages: Path) -> None:
     path = REPOSITORY / ".cargo" / "config.toml"
     text = (
         "# Written by scripts/setup.py; not part of the repository.\n"
@@ -166,6 +172,7 @@ def write_cargo_config(torch: Path, interop_packages: Path) -> None:
         f'LIBTORCH = "{torch}"\n'
         f'PIXELD_TEST_PYTHON = "{sys.executable}"\n'
         f'PIXELD_TEST_PYTHONPATH = "{interop_packages}"\n'
+        f'PIXELD_TEST_TRITONPATH = "{triton_packages}"\n'
     )
     if not path.is_file() or path.read_text() != text:
         path.parent.mkdir(exist_ok=True)
@@ -174,7 +181,7 @@ def write_cargo_config(torch: Path, interop_packages: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    trees = {"libtorch": libtorch, "interop": interop, "pytorch": pytorch}
+    trees = {"libtorch": libtorch, "interop": interop, "triton": triton, "pytorch": pytorch}
     parser.add_argument("--print", choices=trees, dest="tree")
     parser.add_argument("--where", action="store_true")
     arguments = parser.parse_args()
@@ -185,7 +192,7 @@ def main() -> None:
         print(trees[arguments.tree]())
         return
     torch = Path(os.environ["LIBTORCH"]).absolute() if os.environ.get("LIBTORCH") else libtorch()
-    write_cargo_config(torch, interop())
+    write_cargo_config(torch, interop(), triton())
     write_stubs(interop())
 
 

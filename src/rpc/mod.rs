@@ -12,6 +12,7 @@ mod convert;
 mod deadline;
 mod generation;
 mod health;
+mod inference;
 mod lease;
 mod listen;
 mod meter;
@@ -21,6 +22,7 @@ mod score_stream;
 mod scoring;
 mod status;
 mod stream;
+mod tensors;
 mod trace;
 mod upload;
 
@@ -36,8 +38,10 @@ use tonic_health::server::{HealthReporter, HealthService};
 pub(crate) use upload::Uploads;
 
 use self::generation::Generations;
+use self::inference::Inference;
 use self::models::Models;
 use self::proto::generation_service_server::GenerationServiceServer;
+use self::proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
 use self::proto::model_service_server::ModelServiceServer;
 use self::proto::scoring_service_server::ScoringServiceServer;
 use self::scoring::Scorings;
@@ -58,6 +62,8 @@ pub(crate) fn services(
         Scorings { catalogue: catalogue.clone(), limits },
         Models { catalogue: catalogue.clone() },
     );
+    let inference = Inference { generations: generations.clone(), scorings: scorings.clone() };
+    let inference = GrpcInferenceServiceServer::new(inference).max_decoding_message_size(max_request_bytes);
     // Uploads may be compressed; values are noise to a compressor, so answers are not.
     let generations =
         GenerationServiceServer::new(generations).max_decoding_message_size(max_request_bytes).accept_compressed(Gzip);
@@ -74,6 +80,7 @@ pub(crate) fn services(
     let routes = Routes::new(generations)
         .add_service(scorings)
         .add_service(models)
+        .add_service(inference)
         .add_service(health)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?);

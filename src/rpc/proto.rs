@@ -12,5 +12,10 @@
 
 tonic::include_proto!("pixeld.v1");
 
+/// The Open Inference Protocol.
+pub mod inference {
+    tonic::include_proto!("inference");
+}
+
 /// Every proto file, encoded as one `FileDescriptorSet`; what reflection answers from.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/pixeld_descriptor.bin"));

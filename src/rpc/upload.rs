@@ -25,7 +25,8 @@ const BYTES_A_SECOND: u32 = 64 << 10;
 /// What one byte of gzip becomes at most.
 const MOST_INFLATED: usize = 1032;
 /// Calls whose clients send any number of messages, and may pause between them. All others send one.
-const STREAMS: [&str; 3] = [
+const STREAMS: [&str; 4] = [
+    "/inference.GRPCInferenceService/ModelStreamInfer",
     "/pixeld.v1.ScoringService/StreamScoreImages",
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",

@@ -1,4 +1,5 @@
-//! The wire as another gRPC stack sees it: the standard Python one, with the client of `python/` and with reflection alone.
+//! The wire as another gRPC stack sees it: the standard Python one, with the client of `python/`, with
+//! reflection alone, and with the client of Triton.
 
 use std::process::Stdio;
 
@@ -9,10 +10,9 @@ use crate::harness::Daemon;
 /// Runs a script of `tests/interop` against a daemon. Which Python, and where its packages are, stands in
 /// `.cargo/config.toml`, which the set-up script writes beside the stubs of the client; without it the test fails instead
 /// of passing unseen.
-async fn run(script: &str) {
-    let (Some(python), Some(packages)) = (option_env!("PIXELD_TEST_PYTHON"), option_env!("PIXELD_TEST_PYTHONPATH"))
-    else {
-        panic!("PIXELD_TEST_PYTHON and PIXELD_TEST_PYTHONPATH are not set: run scripts/setup.py (or `make setup`)")
+async fn run(script: &str, packages: Option<&str>) {
+    let (Some(python), Some(packages)) = (option_env!("PIXELD_TEST_PYTHON"), packages) else {
+        panic!("PIXELD_TEST_PYTHON and its paths are not set: run scripts/setup.py (or `make setup`)")
     };
     let daemon = Daemon::steady().await;
     let root = env!("CARGO_MANIFEST_DIR");
@@ -32,10 +32,15 @@ async fn run(script: &str) {
 
 #[tokio::test]
 async fn the_python_client_samples_scores_and_lists() {
-    run("client.py").await;
+    run("client.py", option_env!("PIXELD_TEST_PYTHONPATH")).await;
 }
 
 #[tokio::test]
 async fn python_with_reflection_alone_samples_scores_and_lists() {
-    run("reflection.py").await;
+    run("reflection.py", option_env!("PIXELD_TEST_PYTHONPATH")).await;
+}
+
+#[tokio::test]
+async fn tritons_client_lists_samples_streams_and_scores() {
+    run("triton.py", option_env!("PIXELD_TEST_TRITONPATH")).await;
 }
