@@ -101,6 +101,9 @@ pub const SCORE_SECONDS: Metric =
 pub const VALUES: Metric = counter("pixeld_values_sampled_total", &["model"], "Values drawn, of images given up too");
 /// Values scored.
 pub const SCORED: Metric = counter("pixeld_values_scored_total", &["model"], "Values scored");
+/// Complete images.
+pub const FINISHED: Metric =
+    counter("pixeld_images_finished_total", &["model", "work"], "Images completed, by work: sample or score");
 /// Slots.
 pub const SLOTS: Metric = gauge("pixeld_slots", &["model"], "Images that can be in the making at once");
 /// Images in slots.
@@ -135,6 +138,7 @@ pub const ALL: &[Metric] = &[
     SCORE_SECONDS,
     VALUES,
     SCORED,
+    FINISHED,
     SLOTS,
     RUNNING,
     QUEUED,

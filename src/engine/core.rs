@@ -215,11 +215,15 @@ impl Core {
                 let place = places.find_map(|place| place.take_if(|live| live.key == image));
                 place.is_some_and(|live| {
                     live.finish();
+                    self.meter.image_sampled();
                     promise.image_done()
                 })
             }
             Some(Job::Score { reply, .. }) => {
-                self.pass.take(image).is_some_and(|score| reply.enter(image.index, score))
+                self.pass.take(image).is_some_and(|score| {
+                    self.meter.image_scored();
+                    reply.enter(image.index, score)
+                })
             }
             // A sibling failed.
             None => return,

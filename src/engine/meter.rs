@@ -14,18 +14,23 @@ pub(super) struct Meter {
     values: Counter,
     slices: Histogram,
     scored: Counter,
+    sampled_images: Counter,
+    scored_images: Counter,
 }
 
 impl Meter {
     /// Of a shard of `model`; shards share their model's metrics.
     pub(super) fn new(model: &str) -> Self {
         let label = || [("model", model.to_owned())];
+        let finished = |work| metrics::counter!(metric::FINISHED.name, "model" => model.to_owned(), "work" => work);
         Self {
             steps: metrics::histogram!(metric::STEP_SECONDS.name, &label()),
             images: metrics::counter!(metric::STEPPED.name, &label()),
             values: metrics::counter!(metric::VALUES.name, &label()),
             slices: metrics::histogram!(metric::SCORE_SECONDS.name, &label()),
             scored: metrics::counter!(metric::SCORED.name, &label()),
+            sampled_images: finished("sample"),
+            scored_images: finished("score"),
         }
     }
 
@@ -34,6 +39,16 @@ impl Meter {
         self.steps.record(took);
         self.images.increment(images.into());
         self.values.increment(values.into());
+    }
+
+    /// An image was drawn to its end.
+    pub(super) fn image_sampled(&self) {
+        self.sampled_images.increment(1);
+    }
+
+    /// An image was scored.
+    pub(super) fn image_scored(&self) {
+        self.scored_images.increment(1);
     }
 
     /// A slice of scoring took `took` for `values` values.
