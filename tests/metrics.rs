@@ -1,4 +1,5 @@
-//! What Prometheus finds: every metric that docs/METRICS.md lists, and no other.
+//! What Prometheus finds: every metric that docs/METRICS.md lists, and no other; and that the board of Grafana and the
+//! alert rules ask for nothing else.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests count as product code to clippy")]
 
@@ -9,6 +10,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use pixeld::config;
 use pixeld::metric::{self, Kind, Metric};
 
 struct Daemon(Child);
@@ -33,8 +35,8 @@ fn sample(answer: &str, start: &str) -> Option<f64> {
     answer.lines().find(|line| line.starts_with(start))?.rsplit(' ').next()?.parse().ok()
 }
 
-#[test]
-fn every_metric_is_there_counted_and_labelled_as_listed() {
+/// What a daemon exports that has drawn three images, scored some, and refused a request.
+fn scrape() -> String {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let mut command = Command::new(env!("CARGO_BIN_EXE_pixeld"));
     command.args(["serve", "--listen", "127.0.0.1:0", "--set"]).arg(format!("metrics.listen=127.0.0.1:{port}"));
@@ -53,16 +55,21 @@ fn every_metric_is_there_counted_and_labelled_as_listed() {
 
     // Gauges are set once a second.
     let begun = Instant::now();
-    let answer = loop {
+    loop {
         let answer = get(port);
         let idle = sample(&answer, "pixeld_images_running{model=\"digits\"}") == Some(0.0);
         if (idle && sample(&answer, "pixeld_model_ready{model=\"digits\"}") == Some(1.0))
             || begun.elapsed() > Duration::from_secs(30)
         {
-            break answer;
+            return answer;
         }
         std::thread::yield_now();
-    };
+    }
+}
+
+#[test]
+fn every_metric_is_there_counted_and_labelled_as_listed() {
+    let answer = scrape();
     for Metric { name, kind, labels, help } in metric::ALL {
         let kind = match kind {
             Kind::Counter => "counter",
@@ -92,6 +99,12 @@ fn every_metric_is_there_counted_and_labelled_as_listed() {
         "pixeld_requests_total{method=\"/pixeld.v1.GenerationService/StreamGenerateImages\",code=\"InvalidArgument\"}";
     assert_eq!(sample(&answer, refused), Some(1.0), "{answer}");
     assert_eq!(sample(&answer, "pixeld_refusals_total{reason=\"INVALID_REQUEST\"}"), Some(1.0), "{answer}");
+    let finished = |work: &str| {
+        sample(&answer, &format!("pixeld_images_finished_total{{model=\"digits\",work=\"{work}\"}}")).unwrap()
+    };
+    assert_eq!((finished("sample"), finished("score") * 64.0), (3.0, scored));
+    // Each image takes part in as many steps as it has values.
+    assert_eq!(sample(&answer, &format!("pixeld_step_images_total{model}")), Some(3.0 * 64.0));
     assert!(sample(&answer, "process_resident_memory_bytes").unwrap() > 1e6);
 }
 
@@ -115,4 +128,50 @@ fn the_list_of_metrics_is_the_one_in_docs() {
     }
     let written = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(written == page, "docs/METRICS.md is not what PIXELD_WRITE_DOCS=1 makes of src/metric.rs");
+}
+
+/// Names of series in `text` that are ours or the process's.
+fn named(text: &str) -> BTreeSet<&str> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != ':');
+    words.filter(|word| word.starts_with("pixeld_") || word.starts_with("process_")).collect()
+}
+
+/// What the queries group and select by, deploy/check.py holds against docs/METRICS.md, which is the list of these tests.
+#[test]
+fn the_board_and_the_alert_rules_name_series_that_are_exported() {
+    let answer = scrape();
+    let exported: BTreeSet<_> = answer.lines().filter_map(|line| line.split(['{', ' ']).next()).collect();
+    let (board, rules) =
+        (include_str!("../deploy/grafana/pixeld.json"), include_str!("../deploy/prometheus/rules.yml"));
+    let missing: Vec<_> =
+        named(board).into_iter().chain(named(rules)).filter(|name| !exported.contains(name)).collect();
+    assert!(missing.is_empty(), "nobody exports {missing:?}");
+    // Those under names of others are there twice.
+    for metric in metric::ALL.iter().filter(|metric| metric.name.starts_with("pixeld_")) {
+        assert!(board.contains(metric.name), "the board shows nothing of {}", metric.name);
+    }
+    // Reasons are in one table.
+    let reasons = rules.lines().filter_map(|line| Some(line.split_once("reason=")?.1.split('"').nth(1)?));
+    for reason in reasons.flat_map(|reasons| reasons.split('|')) {
+        assert!(include_str!("../src/rpc/status.rs").contains(&format!("{reason:?}")), "no client is told {reason}");
+    }
+}
+
+#[test]
+fn the_configuration_of_each_manifest_is_one_that_the_daemon_takes() {
+    let manifests = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/kubernetes");
+    let mut read = 0;
+    for entry in std::fs::read_dir(manifests).unwrap() {
+        let path = entry.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let file = text.split_once("  pixeld.toml: |\n").unwrap().1;
+        let file: Vec<_> = file.lines().take_while(|line| line.starts_with("    ")).map(|line| &line[4..]).collect();
+        let written = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&written, file.join("\n")).unwrap();
+        let layers = config::Layers { file: Some(written.path().into()), ..config::Layers::default() };
+        let config = config::load(&layers).unwrap_or_else(|faults| panic!("{}: {faults}", path.display()));
+        assert!(config.metrics.listen.is_some());
+        read += 1;
+    }
+    assert!(read >= 3);
 }
