@@ -5,20 +5,25 @@ use std::process::Stdio;
 
 use tokio::process::Command;
 
-use crate::harness::Daemon;
+use crate::harness::{Daemon, config, next, stream};
 
-/// Runs a script of `tests/interop` against a daemon. Which Python, and where its packages are, stands in
+/// Runs a script of `tests/interop` against a daemon.
+async fn run(script: &str, packages: Option<&str>) {
+    let daemon = Daemon::steady().await;
+    run_with(script, packages, &[&daemon.address.to_string()]).await;
+}
+
+/// Runs a script of `tests/interop`. Which Python, and where its packages are, stands in
 /// `.cargo/config.toml`, which the set-up script writes beside the stubs of the client; without it the test fails instead
 /// of passing unseen.
-async fn run(script: &str, packages: Option<&str>) {
+async fn run_with(script: &str, packages: Option<&str>, arguments: &[&str]) {
     let (Some(python), Some(packages)) = (option_env!("PIXELD_TEST_PYTHON"), packages) else {
         panic!("PIXELD_TEST_PYTHON and its paths are not set: run scripts/setup.py (or `make setup`)")
     };
-    let daemon = Daemon::steady().await;
     let root = env!("CARGO_MANIFEST_DIR");
     let ran = Command::new(python)
         .arg(format!("{root}/tests/interop/{script}"))
-        .arg(daemon.address.to_string())
+        .args(arguments)
         .env("PYTHONPATH", format!("{root}/python:{packages}"))
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .stdin(Stdio::null())
@@ -43,4 +48,22 @@ async fn python_with_reflection_alone_samples_scores_and_lists() {
 #[tokio::test]
 async fn tritons_client_lists_samples_streams_and_scores() {
     run("triton.py", option_env!("PIXELD_TEST_TRITONPATH")).await;
+}
+
+#[tokio::test]
+async fn python_with_the_service_configuration_spreads_calls_and_leaves_a_replica_that_drains() {
+    let packages = option_env!("PIXELD_TEST_PYTHONPATH");
+    let (mut first, gate) = Daemon::gated(4, config()).await;
+    let (second, _open) = Daemon::gated(8, config()).await;
+    let both = format!("{},{}", first.address, second.address);
+    run_with("balance.py", packages, &["both", &both]).await;
+    gate.allow(5);
+    let mut running = first.generation().stream_generate_images(stream(1, 1)).await.unwrap().into_inner();
+    assert!(next(&mut running).await.unwrap().is_some());
+    first.stop();
+    run_with("balance.py", packages, &["healthy", &both]).await;
+    run_with("balance.py", packages, &["blind", &both]).await;
+    gate.open();
+    while next(&mut running).await.unwrap().is_some() {}
+    first.ended().await.unwrap();
 }

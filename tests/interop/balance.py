@@ -1,0 +1,40 @@
+"""Calls replicas with the standard Python stack and the service configuration that ships: deploy/service_config.json.
+
+    balance.py both FIRST,SECOND     both serve: calls are spread evenly
+    balance.py healthy FIRST,SECOND  the first drains: every call goes to the second, since health says so
+    balance.py blind FIRST,SECOND    the first drains and nobody looks at health: what it refuses is retried at the second
+
+The second has twice the slots of the first, which tells them apart.
+"""
+
+import collections
+import json
+import sys
+from pathlib import Path
+
+from pixeld.client import Client, Retry
+
+CALLS = 20
+
+
+def main(mode: str, addresses: str) -> None:
+    config = json.loads((Path(__file__).parents[2] / "deploy" / "service_config.json").read_text())
+    if mode == "blind":
+        del config["healthCheckConfig"]
+    # A list of addresses is no name that a call could be addressed to.
+    options = [("grpc.service_config", json.dumps(config)), ("grpc.default_authority", "pixeld")]
+    with Client(f"ipv4:{addresses}", timeout=20, retry=Retry(attempts=1), options=options) as client:
+        slots = collections.Counter(client.models()[0].max_running_images for _ in range(CALLS))
+        if mode == "both":
+            assert sorted(slots.values()) == [CALLS // 2] * 2, slots
+        elif mode == "healthy":
+            assert list(slots.values()) == [CALLS] and max(slots) == 8, slots
+        else:
+            # The first answers for its models until it ends, and refuses to draw.
+            assert sorted(slots.values()) == [CALLS // 2] * 2, slots
+        for seed in range(4):
+            assert client.sample("steady", seed=seed).images.any()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])
