@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-use pixeld::image::{Shape, codec};
+use pixeld::image::{Blocks, Canvas, Order, Shape, codec};
 use serde_json::Value;
 
 const NAME: &str = "encoder_pre_blocks_torchscript";
@@ -51,9 +51,14 @@ fn a_small_image_is_enlarged_to_what_the_reference_makes_of_it() {
     let (small, out, dir) = (file("small.png"), file("sheet.png"), file("larger-images"));
     let output = pixeld(
         models.path(),
-        &["upscale", &small, "--seed", &seed, "--first-index", &index, "--out", &out, "--out-dir", &dir],
+        &["upscale", &small, "--seed", &seed, "--first-index", &index, "--out", &out, "--out-dir", &dir, "--json"],
     );
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let [told, known] =
+        [&report["images"][0]["log_likelihood"], &sample["log_likelihood"]].map(|nats| nats.as_f64().unwrap());
+    assert!((told - known).abs() < 1e-3, "{told} against {known}");
+    assert_eq!([&report["images"][0]["from"], &report["totals"]["values"]], [&Value::from(small.as_str()), &24.into()]);
     let made = std::fs::read(Path::new(&dir).join(format!("small-{index}.png"))).unwrap();
     assert_eq!(codec::decode_png(&made, shape, None).unwrap(), values(&sample["values"]));
     // One line of two images, each enlarged to 96 pixels, with gaps of 4.
@@ -106,6 +111,7 @@ fn a_completion_keeps_the_rows_that_were_given() {
     std::fs::create_dir(root.path().join("toy")).unwrap();
     std::fs::write(root.path().join("toy/model.toml"), manifest).unwrap();
     let shape = Shape::new(4, 3, 3, 64).unwrap();
+    let order = Order::BlockRaster(Blocks::new(shape, 2, 1).unwrap());
     let given: Vec<u16> = (0..36).collect();
     let file = |name: &str| root.path().join(name).to_str().unwrap().to_owned();
     std::fs::write(file("given.png"), codec::encode_png(&given, shape, None).unwrap()).unwrap();
@@ -120,6 +126,26 @@ fn a_completion_keeps_the_rows_that_were_given() {
         assert_ne!(image[18..], given[18..]);
     }
     assert_ne!(completed[0], completed[1]);
+
+    let output = pixeld(root.path(), &[&arguments[..], &["--json"]].concat());
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!([&report["model"], &report["seed"]], [&Value::from("toy"), &5.into()]);
+    let told = report["images"].as_array().unwrap();
+    assert_eq!(told.len(), 2);
+    for (index, (line, completed)) in told.iter().zip(&completed).enumerate() {
+        assert_eq!(
+            [&line["from"], &line["index"], &line["seed"]],
+            [&Value::from(image.as_str()), &index.into(), &5.into()]
+        );
+        // Blocks of two rows, column after column.
+        let whole = Canvas::from_raster(shape, order, completed).unwrap();
+        let crc32c = crc32c::crc32c(&codec::values_to_raw(whole.values(), shape));
+        assert_eq!(line["crc32c"], format!("{crc32c:08x}"));
+        let [nats, bits] = ["log_likelihood", "bits_per_dim"].map(|field| line[field].as_f64().unwrap());
+        assert!(nats < 0.0 && (bits + nats / (36.0 * std::f64::consts::LN_2)).abs() < 1e-9, "{nats} {bits}");
+    }
+    assert_eq!(report["totals"]["values"], 2 * 18, "what was given is not drawn");
+
     let output = pixeld(root.path(), &["complete", "--keep-rows", "1", &image]);
     assert!(String::from_utf8_lossy(&output.stderr).contains("multiple of the 2 rows of a block"));
 }

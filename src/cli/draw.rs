@@ -85,6 +85,8 @@ pub(super) struct Batch {
     pub(super) shape: Shape,
     pub(super) palette: Option<Palette>,
     pub(super) images: Vec<Finished>,
+    /// Values of them that were not given.
+    pub(super) drawn: u64,
 }
 
 impl Batch {
@@ -131,12 +133,13 @@ async fn one(channel: Channel, request: StreamGenerateImagesRequest, bar: &Progr
     };
     let mut client = GenerationServiceClient::new(channel).max_decoding_message_size(client::MAX_ANSWER);
     let mut stream = client.stream_generate_images(request).await?.into_inner();
-    let mut assembly = None;
+    let (mut assembly, mut drawn) = (None, 0);
     while let Some(message) = stream.message().await? {
         match (message.event, &mut assembly) {
             (Some(Event::Started(started)), None) => {
                 let fresh = Assembly::new(started, spec.image_count(), prefix).map_err(|what| broken(&what))?;
-                bar.inc_length(fresh.total());
+                drawn = fresh.total();
+                bar.inc_length(drawn);
                 assembly = Some(fresh);
             }
             (Some(Event::Sampled(sampled)), Some(assembly)) => {
@@ -149,7 +152,7 @@ async fn one(channel: Channel, request: StreamGenerateImagesRequest, bar: &Progr
                 let images = assembly.finish(&completed).map_err(|what| broken(&what))?;
                 let Assembly { started, shape, palette, .. } = assembly;
                 let (model, revision, first_index) = (started.model, started.model_revision, spec.first_image_index);
-                return Ok(Batch { class, first_index, model, revision, shape, palette, images });
+                return Ok(Batch { class, first_index, model, revision, shape, palette, images, drawn });
             }
             _ => return Err(broken("its events came in an order that makes no sense")),
         }

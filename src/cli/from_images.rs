@@ -1,6 +1,7 @@
 //! Images made from images: what `pixeld complete` and `pixeld upscale` have in common.
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use clap::Args;
 use tonic::transport::Channel;
@@ -8,6 +9,7 @@ use tonic::transport::Channel;
 use super::assembly::{order, shape};
 use super::draw::{Controls, draw};
 use super::failure::Failure;
+use super::report::Report;
 use super::source::{Granularity, Source};
 use super::{client, connect, input, output};
 use crate::image::{Order, Palette, Shape, codec};
@@ -35,6 +37,9 @@ pub(super) struct FromImages {
     /// Directory for one PNG for each image made, named IMAGE-NUMBER.png, that `pixeld score` reads back exactly
     #[arg(long, value_name = "DIR")]
     out_dir: Option<PathBuf>,
+    /// Tell everything about the images as one JSON object
+    #[arg(long)]
+    json: bool,
 }
 
 /// The images that a model makes.
@@ -75,14 +80,14 @@ impl FromImages {
                 requests.push(self.controls.request(k, seed, Some(conditioning), Granularity::Row)?);
                 before.push(subject.before);
             }
-            Ok((draw(channel, requests).await?, before))
+            let began = Instant::now();
+            Ok((draw(channel, requests).await?, before, began.elapsed().as_secs_f64()))
         };
-        let (batches, before) = connect::with(self.source.target()?, work).await?;
+        let (batches, before, seconds) = connect::with(self.source.target()?, work).await?;
 
         let Some((shape, palette)) = batches.first().map(|batch| (batch.shape, batch.palette.as_ref())) else {
             return Ok(());
         };
-        let mut written = Vec::new();
         if let Some(path) = &self.out {
             let mut cells = Vec::new();
             for (before, batch) in before.into_iter().zip(&batches) {
@@ -92,7 +97,6 @@ impl FromImages {
             let columns = cells.len() / batches.len();
             let sheet = codec::contact_sheet(&cells, shape, palette, columns as u32);
             output::file(path, &sheet.map_err(|what| Failure::Usage(format!("--out: {what}; use --out-dir")))?)?;
-            written.push(path.display().to_string());
         }
         if let Some(dir) = &self.out_dir {
             for (path, batch) in self.images.iter().zip(&batches) {
@@ -103,14 +107,9 @@ impl FromImages {
                     output::file(&dir.join(format!("{stem}-{index}.png")), &png)?;
                 }
             }
-            written.push(dir.display().to_string());
         }
-        if written.is_empty() {
-            written.push("nowhere: name a file with --out".to_owned());
-        }
-        let images: usize = batches.iter().map(|batch| batch.images.len()).sum();
-        let model = batches.first().map(|batch| client::short(&batch.model)).unwrap_or_default();
-        output::line(&format!("{images} images of {model}, seed {seed} -> {}", written.join(", ")))
+        let Some(report) = Report::new(&batches, &self.images, seed, seconds) else { return Ok(()) };
+        report.tell(self.json, &[self.out.as_ref(), self.out_dir.as_ref()])
     }
 }
 

@@ -17,6 +17,7 @@ mod npy;
 mod output;
 mod packages;
 mod progress;
+mod report;
 mod sample;
 mod score;
 mod serve;

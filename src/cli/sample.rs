@@ -4,14 +4,14 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Args;
-use serde::Serialize;
 use tonic::transport::Channel;
 
 use super::assembly::Finished;
 use super::draw::{Batch, Controls, draw};
 use super::failure::Failure;
+use super::report::Report;
 use super::source::{Granularity, Source};
-use super::{client, connect, npy, output};
+use super::{connect, npy, output};
 use crate::image::codec;
 use crate::rpc::proto::{Conditioning, StreamGenerateImagesRequest};
 
@@ -68,36 +68,6 @@ pub(super) struct Sample {
     json: bool,
 }
 
-#[derive(Serialize)]
-struct Report<'a> {
-    model: &'a str,
-    revision: &'a str,
-    seed: u64,
-    images: Vec<Line>,
-    totals: Totals,
-}
-
-#[derive(Serialize)]
-struct Line {
-    class: Option<u32>,
-    index: u32,
-    seed: u64,
-    crc32c: String,
-    log_likelihood: f64,
-    bits_per_dim: f64,
-    /// Of the low-resolution image that was drawn for it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    low_resolution_log_likelihood: Option<f64>,
-}
-
-#[derive(Serialize)]
-struct Totals {
-    images: usize,
-    values: u64,
-    seconds: f64,
-    values_per_second: f64,
-}
-
 impl Sample {
     pub(super) async fn run(self) -> Result<(), Failure> {
         [&self.out, &self.npy].into_iter().flatten().try_for_each(|path| output::expect_writable(path))?;
@@ -115,7 +85,8 @@ impl Sample {
         };
         let (batches, seconds) = connect::with(self.source.target()?, work).await?;
         self.write_files(&batches)?;
-        self.tell(&batches, seed, seconds)
+        let Some(report) = Report::new(&batches, &[], seed, seconds) else { return Ok(()) };
+        report.tell(self.json, &[self.out.as_ref(), self.out_dir.as_ref(), self.npy.as_ref()])
     }
 
     /// One request for each class, with noise numbers that follow each other.
@@ -154,43 +125,6 @@ impl Sample {
             }
         }
         Ok(())
-    }
-
-    fn tell(&self, batches: &[Batch], seed: u64, seconds: f64) -> Result<(), Failure> {
-        let Some(first) = batches.first() else { return Ok(()) };
-        let dims = f64::from(first.shape.values());
-        let lines: Vec<Line> = batches
-            .iter()
-            .flat_map(|batch| batch.numbered().map(move |(image, index)| (batch, image, index)))
-            .map(|(batch, image, index)| Line {
-                class: batch.class,
-                index,
-                seed,
-                crc32c: format!("{:08x}", image.crc32c),
-                log_likelihood: image.log_likelihood,
-                bits_per_dim: -image.log_likelihood / (dims * std::f64::consts::LN_2),
-                low_resolution_log_likelihood: image.low_log_likelihood,
-            })
-            .collect();
-        let values = lines.len() as u64 * u64::from(first.shape.values());
-        let totals = Totals { images: lines.len(), values, seconds, values_per_second: values as f64 / seconds };
-        if self.json {
-            let (model, revision) = (client::short(&first.model), first.revision.as_str());
-            return output::json(&Report { model, revision, seed, images: lines, totals });
-        }
-        let bits = lines.iter().map(|line| line.bits_per_dim).sum::<f64>() / lines.len() as f64;
-        let mut files: Vec<_> =
-            [&self.out, &self.out_dir, &self.npy].into_iter().flatten().map(|p| p.display().to_string()).collect();
-        if files.is_empty() {
-            files.push("nowhere: name a file with --out".to_owned());
-        }
-        output::line(&format!(
-            "{} images of {}, {values} values in {seconds:.2} s ({:.0} values/s), {bits:.3} bits/dim, seed {seed} -> {}",
-            lines.len(),
-            client::short(&first.model),
-            totals.values_per_second,
-            files.join(", "),
-        ))
     }
 }
 
