@@ -75,6 +75,11 @@ impl Program {
         last
     }
 
+    /// Numbers of a row of `register`.
+    pub(super) fn width(&self, register: Register) -> Option<u32> {
+        self.widths.get(register.0).copied()
+    }
+
     /// Whether it works on memories rather than on rings.
     pub(super) fn has_memory(&self) -> bool {
         !self.needs.places.is_empty()
@@ -230,6 +235,8 @@ impl Builder<'_> {
         if self.network.precision == Precision::Bf16 {
             linear.weight = linear.weight.f_to_kind(Kind::BFloat16)?.f_to_kind(Kind::Float)?;
         }
+        // Output beside output in memory, which is how libtorch multiplies few rows best.
+        linear.weight = linear.weight.f_tr()?.f_contiguous()?.f_tr()?;
         Ok(self.push(outputs, Op::Linear { from, linear }))
     }
 

@@ -8,9 +8,12 @@
 //! Batch invariance: libtorch's matrix products give bit-identical rows only from some number of rows on, since fewer are
 //! multiplied by code that sums in another order. A step over rings therefore runs over the slots 0..n for the least
 //! allowed n, wanted or not; slots nobody wants write to a spare place that nobody sees. Which n are allowed is found by
-//! trying. Rows over memories are padded to whole pieces and multiplied piece by piece; where a trial shows that the
-//! bits of a product depend on the place of a row in its piece, as with very few outputs, it is written as sums instead.
+//! trying. Rows over memories are padded likewise and multiplied piece by piece; where a trial shows that the bits of a
+//! product depend on the place of a row in its piece, it is written as sums instead. Functions that libtorch does not
+//! compute to the last bit alike in vectors and in what is left over are taken row by row.
 
+mod memories;
+mod pointwise;
 mod product;
 mod rings;
 
@@ -18,10 +21,12 @@ use std::fmt;
 
 use tch::{Device, Kind, TchError, Tensor};
 
-use self::product::{PIECE, Product, is_steady, multiply};
+use self::memories::{Named, Store};
+use self::pointwise::{activate, cell, gate};
+use self::product::Product;
 use self::rings::{Ring, Window, Write, look, show, store};
-use super::op::{Activation, Attention, Linear, Normalisation, Op, Part, Passing};
-use super::program::{Memory, NOWHERE, Network, Program, ProgramId, Register, Taps};
+use super::op::{Attention, Linear, Normalisation, Op, Part};
+use super::program::{Memory, NOWHERE, Network, Program, ProgramId, Register};
 use super::{Decoder, Row, Rows, check_memory, state_bytes};
 use crate::model::{ModelError, Slot};
 use crate::spec::Precision;
@@ -30,31 +35,27 @@ const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
 /// Steps are tried at multiples of this many slots. Below four rows, libtorch multiplies matrices by other code.
 const BUCKET: usize = 4;
 
-/// The memory of every slot, place after place; then a row of zeros, and a spare one.
-struct Store {
-    /// [slots x places + 2, width]
-    numbers: Tensor,
-    places: u32,
-}
-
 /// What the rows of an evaluation bring.
 struct Feed {
     /// How many there are, those that nobody wants included.
-    rows: usize,
+    rows: i64,
     /// Rows of the tables, as many for each row.
-    inputs: Vec<i64>,
-    numbers: Vec<f32>,
+    inputs: Tensor,
+    numbers: Tensor,
     reach: Reach,
+}
+
+impl Feed {
+    fn new(rows: usize, inputs: &[i64], numbers: &[f32], reach: Reach) -> Result<Self, TchError> {
+        let [inputs, numbers] = [Tensor::f_from_slice(inputs)?, Tensor::f_from_slice(numbers)?];
+        Ok(Self { rows: rows as i64, inputs, numbers, reach })
+    }
 }
 
 /// What the rows of an evaluation reach of the state.
 enum Reach {
     Rings(Window),
-    /// Of each row its slot, and of each its places in turn.
-    Memories {
-        slots: Vec<u32>,
-        places: Vec<u32>,
-    },
+    Memories(Named),
 }
 
 /// A network and the state of its slots.
@@ -68,10 +69,12 @@ pub struct Torch {
     slots: u32,
     /// Slots rounded up to whole buckets.
     rows: usize,
-    /// For each program, the slots a step takes at least.
+    /// Whether rows are taken as they come, and may have other bits with others.
+    parallel: bool,
+    /// For each program, the slots a step takes at least; over memories, what its rows are padded to a multiple of.
     smallest_buckets: Vec<usize>,
-    /// For each program and operation, how it is multiplied over memories.
-    products: Vec<Vec<Product>>,
+    /// For each program and operation, the product it is.
+    products: Vec<Vec<Option<Product>>>,
 }
 
 impl fmt::Debug for Torch {
@@ -92,14 +95,11 @@ impl Torch {
         decoder.smallest_buckets = (0..decoder.programs.len())
             .map(|program| decoder.find_smallest_bucket(program))
             .collect::<Result<_, _>>()?;
-        for (products, program) in decoder.products.iter_mut().zip(&decoder.programs) {
-            if program.needs.ring > 0 {
-                continue;
-            }
-            for (product, op) in products.iter_mut().zip(&program.ops) {
-                if let Op::Linear { linear, .. } = op {
-                    *product = if is_steady(linear)? { Product::Pieces } else { Product::Sums };
-                }
+        decoder.parallel = false;
+        let programs = decoder.programs.iter().zip(&mut decoder.products).zip(&mut decoder.smallest_buckets);
+        for ((_, products), smallest) in programs.filter(|((program, _), _)| program.needs.ring == 0) {
+            for product in products.iter_mut().flatten() {
+                *smallest = product.settle()?.max(*smallest);
             }
         }
         Ok(decoder)
@@ -132,20 +132,23 @@ impl Torch {
             };
             Ok(Ring { keys: zeros(attention.head_key)?, values: zeros(attention.head_value)?, places, attention })
         });
-        let memories = memories.iter().map(|&(width, places)| {
-            let shape = [i64::from(slots) * i64::from(places) + 2, i64::from(width)];
-            Ok(Store { numbers: Tensor::f_zeros(shape, FLOAT)?, places })
-        });
+        let memories = memories.iter().map(|&(width, places)| Store::new(width, places, slots));
+        let product = |op: &Op| match op {
+            Op::Linear { linear, .. } => Product::new(linear).map(Some),
+            _ => Ok(None),
+        };
+        let products = programs.iter().map(|program| program.ops.iter().map(product).collect());
         Ok(Self {
             last_reads: programs.iter().map(Program::last_reads).collect(),
             rings: rings.collect::<Result<_, TchError>>()?,
             memories: memories.collect::<Result<_, TchError>>()?,
             smallest_buckets: vec![BUCKET; programs.len()],
-            products: programs.iter().map(|program| vec![Product::Whole; program.ops.len()]).collect(),
+            products: products.collect::<Result<_, TchError>>()?,
             programs,
             precision,
             slots,
             rows,
+            parallel: true,
         })
     }
 
@@ -168,14 +171,10 @@ impl Torch {
                 mask: Tensor::f_zeros([bucket as i64, 1, spare + 1], FLOAT)?,
             };
             // The first row of the table, for every image.
-            let feed = Feed {
-                rows: bucket,
-                inputs: vec![0; bucket],
-                numbers: vec![0.5; bucket * needs.numbers as usize],
-                reach: Reach::Rings(window),
-            };
+            let numbers = vec![0.5; bucket * needs.numbers as usize];
+            let feed = Feed::new(bucket, &vec![0; bucket], &numbers, Reach::Rings(window))?;
             let mut out = vec![0f32; bucket * needs.width];
-            if let Some(result) = self.evaluate(program, &feed)? {
+            if let Some(result) = self.evaluate(program, feed)? {
                 result.f_copy_data(&mut out, bucket * needs.width)?;
             }
             let first: Vec<u32> = out.iter().take(needs.width).map(|number| number.to_bits()).collect();
@@ -241,8 +240,8 @@ impl Torch {
             write: Write::Each(places),
             mask: Tensor::f_from_slice(&mask)?.f_view([bucket as i64, 1, ring as i64])?,
         };
-        let feed = Feed { rows: bucket, inputs, numbers, reach: Reach::Rings(window) };
-        let Some(result) = self.evaluate(program, &feed)? else { return Ok(()) };
+        let feed = Feed::new(bucket, &inputs, &numbers, Reach::Rings(window))?;
+        let Some(result) = self.evaluate(program, feed)? else { return Ok(()) };
         let wanted: Vec<i64> = rows.iter().map(|row| i64::from(row.slot)).collect();
         Ok(result.f_index_select(0, &Tensor::f_from_slice(&wanted)?)?.f_copy_data(out, out.len())?)
     }
@@ -273,21 +272,18 @@ impl Torch {
             write: Write::Span(Tensor::f_from_slice(&places)?),
             mask: Tensor::f_from_slice(&mask)?.f_view([1, ranks as i64, ring as i64])?,
         };
-        let feed = Feed {
-            rows: rows.len(),
-            inputs: rows.iter().flat_map(|row| row.inputs).map(|&input| i64::from(input)).collect(),
-            numbers: rows.iter().flat_map(|row| row.numbers).copied().collect(),
-            reach: Reach::Rings(window),
-        };
-        let Some(result) = self.evaluate(program, &feed)? else { return Ok(()) };
+        let inputs: Vec<_> = rows.iter().flat_map(|row| row.inputs).map(|&input| i64::from(input)).collect();
+        let numbers: Vec<_> = rows.iter().flat_map(|row| row.numbers).copied().collect();
+        let feed = Feed::new(rows.len(), &inputs, &numbers, Reach::Rings(window))?;
+        let Some(result) = self.evaluate(program, feed)? else { return Ok(()) };
         Ok(result.f_copy_data(out, out.len())?)
     }
 
     /// Any rows of a program without rings.
     fn list(&mut self, program: usize, rows: &[Row<'_>], out: &mut [f32]) -> Result<(), ModelError> {
         let Some(first) = rows.first() else { return Ok(()) };
-        let whole = self.products.get(program).is_none_or(|products| !products.iter().any(|p| *p != Product::Whole));
-        let count = if whole { rows.len() } else { rows.len().next_multiple_of(PIECE) };
+        let smallest = self.smallest_buckets.get(program).copied().unwrap_or(BUCKET);
+        let count = if self.parallel { rows.len() } else { rows.len().next_multiple_of(smallest) };
         if rows.iter().any(|row| row.inputs.len() != first.inputs.len()) {
             return Err(ModelError::Step("rows have unequal numbers of inputs".to_owned()));
         }
@@ -300,36 +296,32 @@ impl Torch {
         numbers.resize(count * first.numbers.len(), 0.0);
         places.resize(count * first.places.len(), NOWHERE);
         slots.resize(count, 0);
-        let feed = Feed { rows: count, inputs, numbers, reach: Reach::Memories { slots, places } };
-        let Some(result) = self.evaluate(program, &feed)? else { return Ok(()) };
+        let feed = Feed::new(count, &inputs, &numbers, Reach::Memories(Named::new(slots, places)))?;
+        let Some(result) = self.evaluate(program, feed)? else { return Ok(()) };
         Ok(result.f_narrow(0, 0, rows.len() as i64)?.f_copy_data(out, out.len())?)
     }
 
     /// The output [rows, width], if the program has one.
-    fn evaluate(&mut self, program: usize, feed: &Feed) -> Result<Option<Tensor>, TchError> {
-        let found = self.programs.get(program).zip(self.last_reads.get(program)).zip(self.products.get(program));
+    fn evaluate(&mut self, program: usize, mut feed: Feed) -> Result<Option<Tensor>, TchError> {
+        let Self { programs, last_reads, products, memories, rings, precision, .. } = self;
+        let found = programs.get(program).zip(last_reads.get(program)).zip(products.get(program));
         let Some(((program, last_reads), products)) = found else {
             return Err(TchError::Shape("there is no such program".to_owned()));
         };
-        let rows = feed.rows as i64;
         let mut registers: Vec<Option<Tensor>> = Vec::with_capacity(program.ops.len());
-        for ((op, &product), done) in program.ops.iter().zip(products).zip(last_reads) {
+        for ((op, product), done) in program.ops.iter().zip(products).zip(last_reads) {
             let register = |register: Register| {
                 let found = registers.get(register.0).and_then(Option::as_ref);
                 found.ok_or_else(|| TchError::Shape(format!("{register:?} holds nothing")))
             };
             let result = match op {
-                Op::Embed { table } => Some(
-                    table
-                        .f_index_select(0, &Tensor::f_from_slice(&feed.inputs)?)?
-                        .f_view([rows, feed.inputs.len() as i64 / rows.max(1), -1])?
-                        .f_sum_dim_intlist([1i64].as_slice(), false, None)?,
-                ),
-                Op::Input => Some(Tensor::f_from_slice(&feed.numbers)?.f_view([rows, -1])?),
+                Op::Embed { table } => Some(embed(table, &feed)?),
+                Op::Input => Some(feed.numbers.f_view([feed.rows, -1])?),
                 Op::Linear { from, linear } => {
-                    let mut result = multiply(register(*from)?, linear, product)?;
-                    if let Some(activation) = linear.activation {
-                        result = activate(&result, activation)?;
+                    let product = product.as_ref().ok_or_else(|| TchError::Shape("no product".to_owned()))?;
+                    let mut result = product.of(register(*from)?)?;
+                    if linear.activation.is_some() {
+                        result = result.f_relu_()?;
                     }
                     if let Some(residual) = linear.residual {
                         result = result.f_add_(register(residual)?)?;
@@ -347,54 +339,44 @@ impl Torch {
                 Op::Activate { from, activation } => Some(activate(register(*from)?, *activation)?),
                 Op::Add { first, second } => Some(register(*first)?.f_add(register(*second)?)?),
                 Op::Gate { from, passing, residual } => {
-                    let from = register(*from)?;
-                    let half = from.size2()?.1 / 2;
-                    let passed = match passing {
-                        Passing::Tanh => from.f_narrow_copy(1, 0, half)?.f_tanh_()?,
-                        Passing::Identity => from.f_narrow_copy(1, 0, half)?,
-                    };
-                    let gated = passed.f_mul(&from.f_narrow_copy(1, half, half)?.f_sigmoid_()?)?;
-                    Some(match residual {
-                        Some(residual) => gated.f_add(register(*residual)?)?,
-                        None => gated,
-                    })
+                    let mut gated = gate(register(*from)?, *passing)?;
+                    if let Some(residual) = residual {
+                        gated = gated.f_add_(register(*residual)?)?;
+                    }
+                    Some(gated)
                 }
-                Op::Cell { gates, carried } => {
-                    let (gates, carried) = (register(*gates)?, register(*carried)?);
-                    let width = carried.size2()?.1;
-                    let part = |index: i64| gates.f_narrow_copy(1, index * width, width);
-                    let [o, f, i] = [part(0)?, part(1)?, part(2)?];
-                    let new = part(3)?.f_tanh_()?.f_mul(&i.f_sigmoid()?)?;
-                    let c = f.f_sigmoid()?.f_mul(carried)?.f_add(&new)?;
-                    let h = c.f_tanh()?.f_mul(&o.f_sigmoid()?)?;
-                    Some(Tensor::f_cat(&[c, h], 1)?)
-                }
+                Op::Cell { gates, carried } => Some(cell(register(*gates)?, register(*carried)?)?),
                 Op::Gather { parts } => {
-                    let parts: Vec<Tensor> = parts
-                        .iter()
-                        .map(|part| match *part {
-                            Part::Register { register: from, column, width } => {
-                                register(from)?.f_narrow(1, i64::from(column), i64::from(width))
+                    let mut gathered = Vec::with_capacity(parts.len());
+                    for part in parts {
+                        gathered.push(match (*part, &mut feed.reach) {
+                            (Part::Register { register: from, width, .. }, _) if program.width(from) == Some(width) => {
+                                register(from)?.shallow_clone()
                             }
-                            Part::Memory { memory, taps, column, width } => self
-                                .recall(memory, taps, feed)?
-                                .f_narrow(1, i64::from(column), i64::from(width))?
-                                .f_reshape([rows, -1]),
-                        })
-                        .collect::<Result<_, TchError>>()?;
-                    Some(Tensor::f_cat(&parts, 1)?)
+                            (Part::Register { register: from, column, width }, _) => {
+                                register(from)?.f_narrow(1, i64::from(column), i64::from(width))?
+                            }
+                            (Part::Memory { memory, taps, column, width }, Reach::Memories(named)) => {
+                                find(memories, memory)?.recall(named, taps, i64::from(column), i64::from(width))?
+                            }
+                            _ => return Err(TchError::Shape("rows name no places".to_owned())),
+                        });
+                    }
+                    if gathered.len() == 1 { gathered.pop() } else { Some(Tensor::f_cat(&gathered, 1)?) }
                 }
                 Op::Remember { from, memory, taps, column } => {
-                    self.remember(register(*from)?, *memory, *taps, i64::from(*column), feed)?;
-                    None
-                }
-                Op::Store { from, ring } => {
-                    if let (Some(ring), Reach::Rings(window)) = (self.rings.get(ring.0), &feed.reach) {
-                        store(register(*from)?, ring, window, self.precision)?;
+                    if let Reach::Memories(named) = &mut feed.reach {
+                        find(memories, *memory)?.remember(register(*from)?, named, *taps, i64::from(*column))?;
                     }
                     None
                 }
-                Op::Look { from, ring, sight } => match (self.rings.get(ring.0), &feed.reach) {
+                Op::Store { from, ring } => {
+                    if let (Some(ring), Reach::Rings(window)) = (rings.get(ring.0), &feed.reach) {
+                        store(register(*from)?, ring, window, *precision)?;
+                    }
+                    None
+                }
+                Op::Look { from, ring, sight } => match (rings.get(ring.0), &feed.reach) {
                     (Some(ring), Reach::Rings(window)) => Some(look(register(*from)?, ring, *sight, window)?),
                     _ => None,
                 },
@@ -408,54 +390,19 @@ impl Torch {
         }
         Ok(program.output.and_then(|output| registers.get_mut(output.0)).and_then(Option::take))
     }
-
-    /// What lies at `taps` of each row: [rows x taps, width of the memory].
-    fn recall(&self, memory: Memory, taps: Taps, feed: &Feed) -> Result<Tensor, TchError> {
-        let store = self.memories.get(memory.0).ok_or_else(|| TchError::Shape("there is no such memory".to_owned()))?;
-        let zeros = i64::from(self.slots) * i64::from(store.places);
-        let at = places(feed, taps, store.places, zeros);
-        store.numbers.f_index_select(0, &Tensor::f_from_slice(&at)?)
-    }
-
-    fn remember(&self, from: &Tensor, memory: Memory, taps: Taps, column: i64, feed: &Feed) -> Result<(), TchError> {
-        let store = self.memories.get(memory.0).ok_or_else(|| TchError::Shape("there is no such memory".to_owned()))?;
-        let spare = i64::from(self.slots) * i64::from(store.places) + 1;
-        let (_, width) = store.numbers.size2()?;
-        let (_, given) = from.size2()?;
-        let (neighbours, given) = if given > width { (given / width, width) } else { (1, given) };
-        let at: Vec<i64> = places(feed, taps, store.places, spare)
-            .into_iter()
-            .flat_map(|at| (0..neighbours).map(move |next| if at == spare { spare } else { at + next }))
-            .collect();
-        let rows = from.f_reshape([-1, given])?;
-        let _ = store.numbers.f_narrow(1, column, given)?.f_index_copy_(0, &Tensor::f_from_slice(&at)?, &rows)?;
-        Ok(())
-    }
 }
 
-/// Of each row of `feed` and each of its `taps` in turn: the row of a memory of `places` places, `nowhere` for none.
-fn places(feed: &Feed, taps: Taps, places: u32, nowhere: i64) -> Vec<i64> {
-    let Reach::Memories { slots, places: given } = &feed.reach else { return Vec::new() };
-    let each = given.len() / slots.len().max(1);
-    let rows = given.chunks_exact(each.max(1)).zip(slots);
-    rows.flat_map(|(row, &slot)| {
-        let taps = row.iter().skip(taps.first).take(taps.count);
-        taps.map(move |&place| match place {
-            NOWHERE => nowhere,
-            place => i64::from(slot) * i64::from(places) + i64::from(place),
-        })
-    })
-    .collect()
+fn find(memories: &mut [Store], memory: Memory) -> Result<&mut Store, TchError> {
+    memories.get_mut(memory.0).ok_or_else(|| TchError::Shape("there is no such memory".to_owned()))
 }
 
-fn activate(from: &Tensor, activation: Activation) -> Result<Tensor, TchError> {
-    match activation {
-        Activation::Relu => from.f_relu(),
-        Activation::ConcatElu => Tensor::f_cat(&[from.shallow_clone(), from.f_neg()?], 1)?.f_elu_(),
-        Activation::Gelu => from.f_gelu("none"),
-        Activation::GeluTanh => from.f_gelu("tanh"),
-        Activation::GeluSigmoid => from.f_mul_scalar(1.702)?.f_sigmoid_()?.f_mul(from),
+/// The sum of the rows of `table` that are a row's inputs.
+fn embed(table: &Tensor, feed: &Feed) -> Result<Tensor, TchError> {
+    let rows = table.f_index_select(0, &feed.inputs)?;
+    if feed.inputs.numel() as i64 == feed.rows {
+        return Ok(rows);
     }
+    rows.f_view([feed.rows, -1, table.size2()?.1])?.f_sum_dim_intlist([1i64].as_slice(), false, None)
 }
 
 /// The same program with handles of its own on the same tensors.
@@ -502,10 +449,7 @@ impl Decoder for Torch {
             return Err(ModelError::Step(format!("there is no {slot:?}")));
         }
         let _guard = tch::no_grad_guard();
-        for Store { numbers, places } in &self.memories {
-            let places = i64::from(*places);
-            let _ = numbers.f_narrow(0, i64::from(slot.0) * places, places)?.f_zero_()?;
-        }
+        self.memories.iter().try_for_each(|store| store.clear(slot.0))?;
         Ok(self.forget(i64::from(slot.0), 1)?)
     }
 
@@ -532,23 +476,23 @@ impl Decoder for Torch {
 
     fn another(&self, slots: u32) -> Result<Box<dyn Decoder>, ModelError> {
         let _guard = tch::no_grad_guard();
-        let memories: Vec<_> = self
-            .memories
-            .iter()
-            .map(|store| Ok((store.numbers.size2()?.1 as u32, store.places)))
-            .collect::<Result<_, TchError>>()?;
+        let memories: Vec<_> = self.memories.iter().map(|store| (store.width, store.places)).collect();
         let rings: Vec<_> = self.rings.iter().map(|ring| (ring.attention, ring.places)).collect();
         let programs = self.programs.iter().map(share).collect();
         let another = Self::with_state(programs, &memories, &rings, self.precision, slots)?;
-        let mut another = Self { products: self.products.clone(), ..another };
-        // Which buckets agree depends on the largest.
-        another.smallest_buckets = if slots == self.slots {
-            self.smallest_buckets.clone()
-        } else {
-            (0..another.programs.len())
-                .map(|program| another.find_smallest_bucket(program))
-                .collect::<Result<_, _>>()?
-        };
+        let share = |products: &Vec<Option<Product>>| products.iter().map(|p| p.as_ref().map(Product::share)).collect();
+        let products = self.products.iter().map(share).collect();
+        let smallest_buckets = self.smallest_buckets.clone();
+        let mut another = Self { products, smallest_buckets, parallel: self.parallel, ..another };
+        // Which buckets of rings agree depends on the largest.
+        if slots != self.slots {
+            for program in 0..another.programs.len() {
+                if another.programs.get(program).is_some_and(|program| program.needs.looks) {
+                    let smallest = another.find_smallest_bucket(program)?;
+                    another.smallest_buckets.get_mut(program).into_iter().for_each(|bucket| *bucket = smallest);
+                }
+            }
+        }
         Ok(Box::new(another))
     }
 }
