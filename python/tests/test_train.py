@@ -1,9 +1,11 @@
 """Tests of training, sample grids and export: `python python/tests/test_train.py`."""
 
 import math
+import struct
 import sys
 import tempfile
 import unittest
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from pixeld.models import DEFAULTS, FAMILIES, build, configure  # noqa: E402
 from pixeld.sample import sample, sample_many  # noqa: E402
 from pixeld.sheet import write_sheet  # noqa: E402
 from pixeld.train import Images, Settings, Trainer, fit, load_images, split  # noqa: E402
-from pixeld.train.__main__ import parse, run  # noqa: E402
+from pixeld.train.__main__ import device_of, parse, run  # noqa: E402
 
 SIZES: dict[str, Any] = dict(height=4, width=4, channels=1, levels=5, classes=3)
 TINY: dict[str, dict[str, Any]] = {
@@ -248,6 +250,43 @@ class DataTest(unittest.TestCase):
                                  ((self.root / "float.npy", None, 24), r"integers \[n, H, W, C\], got float64")):
             with self.assertRaisesRegex(ValueError, words):
                 load_images(*arguments)
+
+    def test_what_holds_no_plain_numbers_is_refused_with_a_way_out(self) -> None:
+        np.save(self.root / "list.npy", np.array([np.zeros((2, 2)), np.zeros((3, 2))], dtype=object))
+        (self.root / "text.npy").write_text("no array at all")
+        np.savez(self.root / "several.npz", a=np.zeros(3))
+        for name, words in (("list.npy", r"no .npy file of numbers .*np\.stack\(images\)"),
+                            ("text.npy", "no .npy file of numbers"), ("several.npz", "holds several arrays")):
+            with self.assertRaisesRegex(ValueError, words):
+                load_images(self.root / name)
+
+    def test_png_files_that_would_lose_levels_are_refused(self) -> None:
+        def chunk(kind: bytes, content: bytes) -> bytes:
+            return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+        def png(depth: int, kind: int, line: bytes) -> bytes:
+            header = struct.pack(">IIBBBBB", 2, 2, depth, kind, 0, 0, 0)
+            return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+                    + chunk(b"IDAT", zlib.compress(2 * (b"\0" + line))) + chunk(b"IEND", b""))
+
+        folder = self.root / "deep"
+        folder.mkdir()
+        for depth, kind, line in ((16, 0, bytes(4)), (16, 2, bytes(12)), (1, 0, b"\x40")):
+            (folder / "i.png").write_bytes(png(depth, kind, line))
+            with Image.open(folder / "i.png") as opened:
+                opened.load()  # it is a file that Pillow reads
+            with self.assertRaisesRegex(ValueError, f"i.png has {depth} bits? a channel"):
+                load_images(folder)
+        (folder / "i.png").write_bytes(png(8, 0, b"\x40\x80"))
+        self.assertEqual(load_images(folder).values.flatten().tolist(), [64, 128, 64, 128])
+
+    def test_a_device_that_is_not_there_is_named(self) -> None:
+        absent = f"cuda:{torch.cuda.device_count()}"
+        for name, words in ((absent, f"--device {absent}: PyTorch sees"), ("cdua", "must be cpu or cuda"),
+                            ("meta", "must be cpu or cuda")):
+            with self.assertRaisesRegex(ValueError, words):
+                device_of(name)
+        self.assertEqual(device_of("cpu"), torch.device("cpu"))
 
     def test_folders_of_png_files_are_classes(self) -> None:
         for folder, shade in (("cats", 255), ("ants", 0), ("bees", 130)):

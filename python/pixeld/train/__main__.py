@@ -78,9 +78,22 @@ def sizes(given: list[str]) -> dict[str, Any]:
     return found
 
 
+def device_of(name: str) -> torch.device:
+    """The device `name`, if it is there."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device {name}: must be cpu or cuda, or cuda:1 and so on") from None
+    there = {"cpu": 1, "cuda": torch.cuda.device_count()}.get(device.type, 0)
+    if (device.index or 0) >= there:
+        found = f"PyTorch sees {there} such devices here" if device.type == "cuda" else "must be cpu or cuda"
+        raise ValueError(f"--device {name}: {found}")
+    return device
+
+
 def run(asked: argparse.Namespace) -> None:
     """Trains."""
-    device = torch.device(asked.device)
+    device = device_of(asked.device)
     torch.manual_seed(asked.seed)
     torch.set_num_threads(asked.threads)
     if device.type == "cpu":

@@ -1,14 +1,16 @@
 """Images to train on: from NumPy files, or from a folder of PNG files."""
 
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
+GREY = 0  # colour type of a PNG file
 
 
 class Images(NamedTuple):
@@ -26,28 +28,52 @@ def load_images(path: str | Path, classes: str | Path | None = None, levels: int
     """Images with values 0..levels-1, and their classes.
 
     path: a .npy file of integers [n, H, W, C] or [n, H, W], taken as they are, with `classes`, a .npy file of integers
-    [n], or without; or a folder of PNG files of one size and kind, whose eight bits are rounded to `levels`. In a
-    folder of folders, each of those is a class, in the order of their names.
+    [n], or without; or a folder of PNG files of one size and kind, whose eight bits are rounded to `levels` (files of
+    sixteen bits, or of one, are refused). In a folder of folders, each of those is a class, in the order of their names.
     """
     path = Path(path)
     if path.is_dir():
         if classes is not None:
             raise ValueError("classes: of PNG files the folders are the classes")
         return from_folder(path, levels)
-    values = np.load(path, allow_pickle=False)
+    values = load_array(path)
     values = values[..., None] if values.ndim == 3 else values
     if values.ndim != 4 or values.dtype.kind not in "iu" or not values.size:
         raise ValueError(f"{path} must hold integers [n, H, W, C], got {values.dtype} {list(values.shape)}")
     if values.min() < 0 or values.max() >= levels:
         raise ValueError(f"{path} must hold values of 0..{levels - 1}, got {values.min()}..{values.max()}")
-    labels = None
-    if classes is not None:
-        labels = np.load(classes, allow_pickle=False)
-        if labels.shape != values.shape[:1] or labels.dtype.kind not in "iu" or labels.min() < 0:
-            raise ValueError(f"{classes} must hold a class of 0 and above for each of {len(values)} images, got "
-                             f"{labels.dtype} {list(labels.shape)}")
-        labels = torch.from_numpy(labels.astype(np.int64))
-    return Images(torch.from_numpy(values if values.dtype == np.uint8 else values.astype(np.int64)), labels)
+    tensor = torch.from_numpy(values if values.dtype == np.uint8 else values.astype(np.int64))
+    if classes is None:
+        return Images(tensor, None)
+    labels = load_array(classes)
+    if labels.shape != values.shape[:1] or labels.dtype.kind not in "iu" or labels.min() < 0:
+        raise ValueError(f"{classes} must hold a class of 0 and above for each of {len(values)} images, got "
+                         f"{labels.dtype} {list(labels.shape)}")
+    return Images(tensor, torch.from_numpy(labels.astype(np.int64)))
+
+
+def load_array(path: str | Path) -> NDArray[Any]:
+    """The array of a .npy file. Nothing in it is run."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except ValueError as error:
+        raise ValueError(f"{path} is no .npy file of numbers ({error}); a list of images of one size becomes one with "
+                         "np.save(path, np.stack(images).astype(np.uint8))") from None
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{path} holds several arrays; write the one of the images with np.save")
+    return array
+
+
+def expect_eight_bits(file: Path) -> None:
+    """Refuses PNG files that are not read without loss, by the depth and the colour type in their header."""
+    with file.open("rb") as opened:
+        header = opened.read(26)
+    if len(header) < 26 or header[12:16] != b"IHDR":
+        return  # Pillow will say what it is
+    depth, kind = header[24:]
+    if depth == 16 or (depth == 1 and kind == GREY):
+        raise ValueError(f"{file} has {depth} bit{'s' * (depth > 1)} a channel; make a file of eight of it, or a .npy "
+                         "file of integers, which may have any number of levels")
 
 
 def from_folder(root: Path, levels: int) -> Images:
@@ -58,6 +84,7 @@ def from_folder(root: Path, levels: int) -> Images:
         raise ValueError(f"{root} holds no PNG files, neither itself nor in folders")
     images = []
     for file, _ in files:
+        expect_eight_bits(file)
         with Image.open(file) as opened:
             picture = opened if opened.mode in CHANNELS else opened.convert("RGB")
             images.append(np.asarray(picture).reshape(picture.height, picture.width, CHANNELS[picture.mode]))
