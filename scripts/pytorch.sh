@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs what needs PyTorch, with the packages of python/requirements.txt and tests/interop/requirements.txt (fetched once
 # into the user's cache).
-#     pytorch.sh tests          the tests of python/, then the daemon beside it, live, and the README's page on training
+#     pytorch.sh tests          types and tests of python/, then the daemon beside it, live, and the page on training of the README
 #     pytorch.sh bench-peers    step times of pixeld beside those of PyTorch, on the same weights; takes arguments
 #     pytorch.sh train NAME     trains models/NAME again
 #     pytorch.sh results        held-out likelihoods of the packages, served beside PyTorch's, and of models without neighbours
@@ -14,6 +14,7 @@ pixeld=${CARGO_TARGET_DIR:-target}/release/pixeld
 
 case "$1" in
 tests)
+    (cd python && PYTHONPATH="$packages:$("$python" ../scripts/setup.py --print mypy)" "$python" -m mypy)
     "$python" -m unittest discover --start-directory python/tests --verbose
     PIXELD="$pixeld" "$python" -m unittest discover --start-directory python/live --verbose
     # The page of the README, with the package as pip installs it.

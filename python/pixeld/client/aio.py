@@ -10,16 +10,13 @@ import grpc.aio
 from numpy.typing import ArrayLike
 
 from pixeld.client import errors
-from pixeld.client.channel import CALLS_AT_ONCE, OPTIONS, metadata
+from pixeld.client.channel import CALLS_AT_ONCE, Connection
 from pixeld.client.errors import PixeldError
 from pixeld.client.generation import Answer, Controls, Generation, Group, Samples, Values
 from pixeld.client.model import Array, Model, only
-from pixeld.client.retry import Backoff, Retry
+from pixeld.client.retry import Backoff
 from pixeld.client.scoring import Score, Scores, Scoring, batches
 from pixeld.v1 import model_service_pb2, scoring_service_pb2
-from pixeld.v1.generation_service_pb2_grpc import GenerationServiceStub
-from pixeld.v1.model_service_pb2_grpc import ModelServiceStub
-from pixeld.v1.scoring_service_pb2_grpc import ScoringServiceStub
 
 END = object()
 
@@ -67,21 +64,10 @@ class AsyncStream(AsyncIterator[Values]):
         return (await self.begin()).result()
 
 
-class AsyncClient:
+class AsyncClient(Connection):
     """A connection to a daemon, for one event loop. Arguments as for `pixeld.client.Client`."""
 
-    def __init__(self, target: str, *, credentials: grpc.ChannelCredentials | None = None, token: str | None = None,
-                 timeout: float | None = None, retry: Retry = Retry(), options: list[tuple[str, Any]] | None = None
-                 ) -> None:
-        every = OPTIONS + (options or [])
-        self._channel = (grpc.aio.insecure_channel(target, every) if credentials is None
-                         else grpc.aio.secure_channel(target, credentials, every))
-        self._metadata = metadata(token)
-        self._timeout = timeout
-        self._retry = retry
-        self._models = ModelServiceStub(self._channel)
-        self._generation = GenerationServiceStub(self._channel)
-        self._scoring = ScoringServiceStub(self._channel)
+    _grpc = grpc.aio
 
     async def __aenter__(self) -> "AsyncClient":
         return self
@@ -191,9 +177,6 @@ class AsyncClient:
             if progress is not None:
                 progress(len(found))
         return Scores.of(found)
-
-    def _backoff(self, timeout: float | None) -> Backoff:
-        return Backoff(self._retry, self._timeout if timeout is None else timeout)
 
     async def _call(self, method: Any, request: Any, backoff: Backoff) -> Any:
         """One answer."""

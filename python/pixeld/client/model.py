@@ -79,7 +79,8 @@ class Model:
         """Images [n, H, W, 1] of levels in the colours of the palette: [n, H, W, 3], 0..255."""
         if not self.palette:
             raise ValueError(f"model {self.name} has no palette: its levels are brightness")
-        return np.frombuffer(self.palette, np.uint8).reshape(-1, 3)[np.asarray(images)[..., 0]]
+        coloured: NDArray[np.uint8] = np.frombuffer(self.palette, np.uint8).reshape(-1, 3)[np.asarray(images)[..., 0]]
+        return coloured
 
     @property
     def law(self) -> tuple[str, str, str]:
