@@ -24,7 +24,7 @@ from pixeld import mixture
 from pixeld.config import ModelConfig
 from pixeld.draw import draw
 from pixeld.export import SAFE_MARGIN, safe_sample, write_package
-from pixeld.likelihood import log_probs
+from pixeld.likelihood import config_of, log_probs
 from pixeld.models import FAMILIES
 from pixeld.noise import uniform
 from pixeld.sample import sample
@@ -192,12 +192,19 @@ def random_module(family: str, sizes: Case, seed: int) -> tuple[ModelConfig, nn.
 
 
 def model_case(directory: Path, family: str, sizes: Case, seed: int, low_model: str | None = None) -> nn.Module:
-    """One package with golden.json: three random images with their log-probabilities, and four samples."""
+    """One package with its answers."""
     config, module = random_module(family, sizes, seed)
     name = directory.name
     weights = "weights.pt" if name.endswith("torchscript") else "weights.safetensors"
     write_package(directory, module, config, name, "Random weights for tests", weights, low_model=low_model,
                   replace=True)
+    write_answers(directory, module, seed)
+    return module
+
+
+def write_answers(directory: Path, module: nn.Module, seed: int) -> None:
+    """golden.json: three random images with their log-probabilities, and four samples. Makes `module` float64."""
+    config = config_of(module)
     generator = torch.Generator().manual_seed(seed)
     shape = (3, config.height, config.width, config.channels)
     images = torch.randint(config.levels, shape, generator=generator)
@@ -209,7 +216,7 @@ def model_case(directory: Path, family: str, sizes: Case, seed: int, low_model: 
                               generator=generator)
     double = module.double()
     with torch.no_grad():
-        answers = log_probs(double, images, classes, None if small is None else small[:3]).flatten(1).tolist()
+        scores = log_probs(double, images, classes, None if small is None else small[:3]).flatten(1).tolist()
     samples = []
     for image, request in enumerate(REQUESTS):
         label = image % config.classes if config.classes and image else None
@@ -223,9 +230,8 @@ def model_case(directory: Path, family: str, sizes: Case, seed: int, low_model: 
     golden = {"images": images.flatten(1).tolist(),
               "classes": None if classes is None else [None if c < 0 else c for c in classes.tolist()],
               **({} if small is None else {"low": small[:3].flatten(1).tolist()}),
-              "log_probs": answers, "samples": samples}
+              "log_probs": scores, "samples": samples}
     (directory / "golden.json").write_text(json.dumps(golden) + "\n")
-    return module
 
 
 def two_stages(directory: Path) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ computed in float64. Set PYTHONHASHSEED=0 for the same bytes, since TorchScript 
 
 import argparse
 import hashlib
-import json
+import zipfile
 from pathlib import Path
 from typing import Any, Callable, List, Optional, Tuple
 
@@ -17,13 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from make_goldens import write_answers
 from pixeld import mixture
 from pixeld.config import ModelConfig
-from pixeld.export import safe_sample
-from pixeld.likelihood import log_probs
-
-REQUESTS: list[dict[str, Any]] = [{}, {"temperature": 0.7}, {"top_k": 3}, {"top_p": 0.8}]
-
 
 class Recurrent(nn.Module):
     """A GRU over the values, one after another; scripted, with a state to go on from."""
@@ -61,6 +57,33 @@ class Recurrent(nn.Module):
         token = torch.where(step == 0, torch.full_like(step, self.levels), previous[:, 0])
         after = self.advance(state[0], token)
         return self.head(after), [after]
+
+
+class Summing(nn.Module):
+    """Logits from a sum over the values before; scripted, takes values in 0..1, and has steps, which take levels."""
+
+    def __init__(self, levels: int, width: int, forgets: bool = False) -> None:
+        super().__init__()
+        self.most, self.width, self.forgets = levels - 1, width, forgets
+        self.value = nn.Linear(1, width)
+        self.head = nn.Linear(width, levels)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """image [B, H, W, C] in 0..1 -> logits [B, N, levels]."""
+        each = torch.tanh(self.value(image.flatten(1)[:, :, None]))
+        return self.head(functional.pad(each, [0, 0, 1, 0])[:, :-1].cumsum(1))
+
+    @torch.jit.export
+    def init_state(self, batch: int) -> List[Tensor]:
+        """The sum over nothing."""
+        return [torch.zeros([batch, self.width])]
+
+    @torch.jit.export
+    def step(self, state: List[Tensor], previous: Tensor, step: Tensor) -> Tuple[Tensor, List[Tensor]]:
+        """previous int64 [B, 1], step int64 [B] -> logits [B, levels], state; a forgetful one adds to nothing."""
+        each = torch.tanh(self.value(previous.float() / self.most)) * (step > 0)[:, None]
+        total = each if self.forgets else state[0] + each
+        return self.head(total), [total]
 
 
 class MaskedConvolutions(nn.Module):
@@ -176,6 +199,10 @@ def read_recurrent(module: nn.Module, values: Tensor, classes: Optional[Tensor],
     return module(values.flatten(1).T, labels).transpose(0, 1).unflatten(1, values.shape[1:])
 
 
+def read_summing(module: nn.Module, values: Tensor, classes: Optional[Tensor], low: Optional[Tensor]) -> Tensor:
+    return module(like(module, values) / 5).unflatten(1, values.shape[1:])
+
+
 def read_mixtures(module: nn.Module, values: Tensor, classes: Optional[Tensor], low: Optional[Tensor]) -> Tensor:
     planes = like(module, values).permute(0, 3, 1, 2) / 8 * 2 - 1
     parameters = module(planes)[1].permute(0, 2, 3, 1)
@@ -205,43 +232,25 @@ def randomise(module: nn.Module, seed: int) -> None:
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.4)
 
 
+def without_places(path: Path) -> None:
+    """Leaves out of the archive from which file of whose machine each line of its code came."""
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if not name.endswith(".debug_pkl")]
+        entries = [(name, archive.read(name)) for name in names]
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in entries:
+            archive.writestr(zipfile.ZipInfo(name), content)
+
+
 def write(directory: Path, archive: Any, tables: str) -> None:
     """A package of `archive`; `tables` is the manifest from [image] on."""
     directory.mkdir(parents=True, exist_ok=True)
     torch.jit.save(archive, directory / "weights.pt")
+    without_places(directory / "weights.pt")
     digest = hashlib.sha256((directory / "weights.pt").read_bytes()).hexdigest()
     (directory / "model.toml").write_text(
         f'format = 1\nname = "{directory.name}"\nfamily = "torchscript"\ndescription = "Random weights for tests"\n\n'
         f'{tables.strip()}\n\n[weights]\nfile = "weights.pt"\nsha256 = "{digest}"\n')
-
-
-def answers(directory: Path, module: Read, seed: int) -> None:
-    """golden.json, as make_goldens.py describes it."""
-    config, double = module.config, module.double()
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(config.levels, (3, config.height, config.width, config.channels), generator=generator)
-    classes = torch.tensor([0, config.classes - 1, -1]) if config.classes else None
-    small = None
-    if config.low_height is not None:
-        small = torch.randint(config.levels, (4, config.low_height, config.low_width, config.channels),
-                              generator=generator)
-    with torch.no_grad():
-        scores = log_probs(double, images, classes, None if small is None else small[:3]).flatten(1).tolist()
-    samples = []
-    for image, request in enumerate(REQUESTS):
-        label = image % config.classes if config.classes and image else None
-        given = None if small is None else small[image]
-        drawn_seed, drawn = safe_sample(double, 1000 * seed, image, label=label, low=given, **request)
-        samples.append({"seed": drawn_seed, "image": image, "class": label,
-                        **({} if given is None else {"low": given.flatten().tolist()}),
-                        "temperature": request.get("temperature", 1.0), "top_k": request.get("top_k"),
-                        "top_p": request.get("top_p"), "values": drawn.values,
-                        "log_likelihood": drawn.log_likelihood, "margin": drawn.margin})
-    golden = {"images": images.flatten(1).tolist(),
-              "classes": None if classes is None else [None if c < 0 else c for c in classes.tolist()],
-              **({} if small is None else {"low": small[:3].flatten(1).tolist()}),
-              "log_probs": scores, "samples": samples}
-    (directory / "golden.json").write_text(json.dumps(golden) + "\n")
 
 
 def main() -> None:
@@ -277,7 +286,32 @@ null_class = 3
 output = "(h w c) b v"
 incremental = true
 """)
-    answers(good / "scripted_steps", Read(recurrent, ModelConfig(6, 3, 2, 5, classes=3), read_recurrent), 1)
+    write_answers(good / "scripted_steps", Read(recurrent, ModelConfig(6, 3, 2, 5, classes=3), read_recurrent), 1)
+
+    sums = """
+[image]
+height = 4
+width = 3
+channels = 2
+levels = 6
+order = "raster"
+
+[head]
+kind = "categorical"
+
+[architecture]
+input = "b h w c"
+input_type = "float32"
+input_scale = "unit"
+output = "b (h w c) v"
+incremental = true
+"""
+    summing, forgetting = Summing(6, 10).eval(), Summing(6, 10, forgets=True).eval()
+    for module in (summing, forgetting):
+        randomise(module, 6)
+    write(good / "scripted_unit_steps", torch.jit.script(summing), sums)
+    write(refused / "straying_steps", torch.jit.script(forgetting), sums)
+    write_answers(good / "scripted_unit_steps", Read(summing, ModelConfig(4, 3, 2, 6), read_summing), 6)
 
     mixtures = """
 [image]
@@ -305,7 +339,8 @@ batches = [4]
     with torch.no_grad():
         traced = torch.jit.trace(convolutions, torch.zeros(4, 3, 5, 4))
     write(good / "traced_planes_mixture", traced, mixtures)
-    answers(good / "traced_planes_mixture", Read(convolutions, ModelConfig(5, 4, 3, 9, components=2), read_mixtures), 2)
+    config = ModelConfig(5, 4, 3, 9, components=2)
+    write_answers(good / "traced_planes_mixture", Read(convolutions, config, read_mixtures), 2)
 
     attention = Attention(17, 36, 16).eval()
     randomise(attention, 3)
@@ -328,7 +363,7 @@ start = 17
 output = "b (h w) v"
 prefix = true
 """)
-    answers(good / "traced_sequence", Read(attention, ModelConfig(9, 4, 1, 17), read_attention), 3)
+    write_answers(good / "traced_sequence", Read(attention, ModelConfig(9, 4, 1, 17), read_attention), 3)
 
     upscaling = Upscaling(2, 5, 3, 10).eval()
     randomise(upscaling, 4)
@@ -357,7 +392,7 @@ arguments = ["low", "image", "class_one_hot"]
 output = "b (v c) h w"
 """)
     config = ModelConfig(4, 6, 2, 5, classes=3, low_height=2, low_width=3)
-    answers(good / "scripted_factorised_low", Read(upscaling, config, read_upscaling), 4)
+    write_answers(good / "scripted_factorised_low", Read(upscaling, config, read_upscaling), 4)
 
     leaking = MaskedConvolutions(3, 8, mixture.parameters_per_pixel(3, 2), leak=True).eval()
     randomise(leaking, 5)

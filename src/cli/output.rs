@@ -27,6 +27,11 @@ pub(super) fn complain(message: &str) {
     let _ = writeln!(std::io::stderr().lock(), "error: {message}");
 }
 
+/// Tells the user what they should look at, though the work is done.
+pub(super) fn warn(message: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "warning: {message}");
+}
+
 /// Writes a file, whole.
 pub(super) fn file(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     fs::write(path, bytes).map_err(|error| Failure::Usage(format!("cannot write {}: {error}", path.display())))

@@ -4,6 +4,8 @@ use super::Shape;
 
 /// Most colours of a palette: a listing tells those of every model.
 pub const MAX_COLOURS: usize = 1024;
+/// Colours times pixels at most: every pixel of a PNG file is compared with every colour, tens of milliseconds in all.
+const MAX_COMPARISONS: u64 = 1 << 26;
 
 /// One colour for each level: red, green and blue, real numbers of 0..=255.
 #[derive(Clone, Debug, PartialEq)]
@@ -13,7 +15,8 @@ impl Palette {
     /// The palette of `colours`, for images of `shape`.
     ///
     /// # Errors
-    /// The rule that is broken: one channel, a colour for each level, at most [`MAX_COLOURS`], numbers of 0..=255.
+    /// The rule that is broken: one channel, a colour for each level, at most [`MAX_COLOURS`] and 2^26 over the pixels of an
+    /// image, numbers of 0..=255.
     pub fn new(colours: Vec<[f64; 3]>, shape: Shape) -> Result<Self, String> {
         let within = |colour: &[f64; 3]| colour.iter().all(|number| (0.0..=255.0).contains(number));
         if shape.channels() != 1 {
@@ -24,6 +27,11 @@ impl Palette {
             return Err(format!(
                 "must be a colour for each of the {levels} levels, at most {MAX_COLOURS}, got {given}"
             ));
+        }
+        let comparisons = u64::from(shape.values()) * colours.len() as u64;
+        if comparisons > MAX_COMPARISONS {
+            let (most, pixels) = (MAX_COMPARISONS / u64::from(shape.values()), shape.values());
+            return Err(format!("must be at most {most} colours for images of {pixels} pixels, got {}", colours.len()));
         }
         if let Some(level) = colours.iter().position(|colour| !within(colour)) {
             let found = colours.get(level).copied().unwrap_or_default();
@@ -96,6 +104,16 @@ mod tests {
         for bad in [f64::NAN, f64::INFINITY, -0.1] {
             assert!(refused(vec![[bad; 3]; 2], shape(1, 2)).contains("for level 0"));
         }
+    }
+
+    #[test]
+    fn what_looking_up_the_pixels_of_an_image_costs_is_bounded() {
+        let palette = |side: u32, levels: u32| {
+            Palette::new(vec![[0.0; 3]; levels as usize], Shape::new(side, side, 1, levels).unwrap())
+        };
+        assert!(palette(256, 1024).is_ok() && palette(1024, 64).is_ok());
+        let refused = palette(1024, 65).unwrap_err();
+        assert_eq!(refused, "must be at most 64 colours for images of 1048576 pixels, got 65");
     }
 
     #[test]

@@ -20,7 +20,7 @@ const MAX_ENTRIES: usize = 1 << 17;
 pub(super) fn read(input: impl Read + Seek, reading: Reading<'_>) -> Result<Tensors, Violations> {
     let mut archive = ZipArchive::new(input).map_err(|error| refused(format!("is no zip archive: {error}")))?;
     bounded(&archive).map_err(refused)?;
-    if archive.file_names().all(|name| name.is_ok_and(|name| name.ends_with(".npy"))) {
+    if is_numpy(&archive) {
         return match reading.key {
             None => npz::read(&mut archive, reading.limit),
             Some(_) => {
@@ -52,6 +52,16 @@ pub(super) fn read(input: impl Read + Seek, reading: Reading<'_>) -> Result<Tens
         wanted.fill(&storage.key, &content)?;
     }
     wanted.finish()
+}
+
+/// Whether `input` is an archive that [`read`] reads, as far as its names tell.
+pub(super) fn holds_tensors(input: impl Read + Seek) -> bool {
+    ZipArchive::new(input)
+        .is_ok_and(|archive| bounded(&archive).is_ok() && (is_numpy(&archive) || folder(&archive).is_ok()))
+}
+
+fn is_numpy<R: Read + Seek>(archive: &ZipArchive<R>) -> bool {
+    archive.file_names().all(|name| name.is_ok_and(|name| name.ends_with(".npy")))
 }
 
 /// Refuses an archive of too many entries, or with two of one name: which of them counts is for every reader to choose.

@@ -69,6 +69,24 @@ pub struct Reading<'a> {
 /// A file that cannot be read, is of no form that is known, is larger than the limit, or holds no state dict; and every tensor
 /// that is not one of real numbers or leaves its storage.
 pub fn read(path: &Path, reading: Reading<'_>) -> Result<Tensors, Violations> {
+    let (file, bytes) = open(path, reading.limit)?;
+    read_from(file, bytes, reading)
+}
+
+/// Whether the file at `path` is of a form that [`read`] reads: tensors without the code that computes with them.
+///
+/// # Errors
+/// A file that cannot be read, or is larger than `limit`.
+pub fn holds_tensors(path: &Path, limit: u64) -> Result<bool, Violations> {
+    let (mut file, _) = open(path, limit)?;
+    Ok(match form(&mut file).map_err(|error| Violations::one(path.display().to_string(), error.to_string()))? {
+        Some(Form::Archive) => archive::holds_tensors(file),
+        form => form.is_some(),
+    })
+}
+
+/// Opens the file at `path`, of at most `limit` bytes, and tells its length.
+fn open(path: &Path, limit: u64) -> Result<(BufReader<File>, u64), Violations> {
     let refuse = |why: String| Violations::one(path.display().to_string(), why);
     let describe = |error: std::io::Error| refuse(error.to_string());
     // Opening a pipe would wait.
@@ -77,10 +95,31 @@ pub fn read(path: &Path, reading: Reading<'_>) -> Result<Tensors, Violations> {
     }
     let file = File::open(path).map_err(describe)?;
     let bytes = file.metadata().map_err(describe)?.len();
-    if bytes > reading.limit {
-        return Err(refuse(format!("must be at most {} bytes, got {bytes}", reading.limit)));
+    if bytes > limit {
+        return Err(refuse(format!("must be at most {limit} bytes, got {bytes}")));
     }
-    read_from(BufReader::new(file), bytes, reading)
+    Ok((BufReader::new(file), bytes))
+}
+
+/// Forms of a checkpoint.
+enum Form {
+    Archive,
+    Stream,
+    Safetensors,
+}
+
+/// The form of `input` by its first bytes, which are left to be read again.
+fn form(input: &mut (impl Read + Seek)) -> std::io::Result<Option<Form>> {
+    let mut start = Vec::new();
+    input.by_ref().take(stream::MAGIC.len() as u64).read_to_end(&mut start)?;
+    input.rewind()?;
+    Ok(match start.as_slice() {
+        [b'P', b'K', ..] => Some(Form::Archive),
+        magic if magic == stream::MAGIC => Some(Form::Stream),
+        // The length of the header, and the header, which is JSON.
+        [_, _, _, _, _, 0, 0, 0, b'{', ..] => Some(Form::Safetensors),
+        _ => None,
+    })
 }
 
 /// As [`read`], from a stream of `bytes` bytes.
@@ -88,16 +127,11 @@ pub fn read(path: &Path, reading: Reading<'_>) -> Result<Tensors, Violations> {
 /// # Errors
 /// As [`read`].
 pub fn read_from(mut input: impl Read + Seek, bytes: u64, reading: Reading<'_>) -> Result<Tensors, Violations> {
-    let mut start = Vec::new();
-    let broken = |error: std::io::Error| Violations::one("checkpoint", error.to_string());
-    input.by_ref().take(stream::MAGIC.len() as u64).read_to_end(&mut start).map_err(broken)?;
-    input.rewind().map_err(broken)?;
-    let tensors = match start.as_slice() {
-        [b'P', b'K', ..] => archive::read(input, reading),
-        magic if magic == stream::MAGIC => stream::read(input, bytes, reading),
-        // The length of the header, and the header, which is JSON.
-        [_, _, _, _, _, 0, 0, 0, b'{', ..] => safetensors::read(&mut input, bytes, reading),
-        _ => Err(Violations::one(
+    let tensors = match form(&mut input).map_err(|error| Violations::one("checkpoint", error.to_string()))? {
+        Some(Form::Archive) => archive::read(input, reading),
+        Some(Form::Stream) => stream::read(input, bytes, reading),
+        Some(Form::Safetensors) => safetensors::read(&mut input, bytes, reading),
+        None => Err(Violations::one(
             "checkpoint",
             "is neither what torch.save writes (PyTorch 0.2 or later), nor a safetensors file, nor a NumPy archive",
         )),

@@ -56,17 +56,20 @@ pub fn write(directory: &Path, draft: Draft, limits: Limits) -> Result<ModelSpec
 }
 
 /// Writes the package of a TorchScript archive, a copy of the file at `archive`, as [`write()`] does. `manifest` is all but its
-/// `weights` table. The module is not loaded, since that would run it.
+/// `weights` table, and was found for an archive of digest `digest`. The module is not loaded, since that would run it.
 ///
 /// # Errors
-/// As [`write()`], but for the repository's.
-pub fn write_archive(directory: &Path, manifest: &str, archive: &Path) -> Result<(), Violations> {
+/// As [`write()`], but for the repository's; and a file that has another digest by now.
+pub fn write_archive(directory: &Path, manifest: &str, archive: &Path, digest: &str) -> Result<(), Violations> {
     place(directory, |package, _| {
         let write = || {
             fs::create_dir(package)?;
             let weights = package.join(ARCHIVE);
             fs::copy(archive, &weights)?;
-            fs::write(package.join(MANIFEST), with_archive(manifest, &sha256(&weights)?))
+            if sha256(&weights)? != digest {
+                return Err(io::Error::other(format!("{} changed while it was probed", archive.display())));
+            }
+            fs::write(package.join(MANIFEST), with_archive(manifest, digest))
         };
         write().map_err(|error: io::Error| Violations::one(directory.display().to_string(), error.to_string()))
     })
@@ -135,9 +138,17 @@ fn write_files(package: &Path, name: &str, draft: Draft) -> io::Result<()> {
 /// # Errors
 /// It cannot be read.
 pub fn sha256(path: &Path) -> io::Result<String> {
-    let (mut file, mut hash, mut buffer) = (File::open(path)?, Sha256::new(), vec![0; 1 << 18]);
+    digest(File::open(path)?)
+}
+
+/// SHA-256 of what `input` still holds, in hex digits.
+///
+/// # Errors
+/// It cannot be read.
+pub fn digest(mut input: impl Read) -> io::Result<String> {
+    let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 18]);
     loop {
-        match file.read(&mut buffer)? {
+        match input.read(&mut buffer)? {
             0 => break,
             count => hash.update(buffer.get(..count).unwrap_or_default()),
         }
@@ -177,5 +188,25 @@ impl View for &Tensor {
 
     fn data_len(&self) -> usize {
         size_of_val(self.values.as_slice())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_archive_that_changed_since_it_was_probed_makes_no_package() {
+        let folder = tempfile::tempdir().unwrap();
+        let (archive, out) = (folder.path().join("module.pt"), folder.path().join("models/m"));
+        fs::write(&archive, "probed").unwrap();
+        let digest = sha256(&archive).unwrap();
+        fs::write(&archive, "another").unwrap();
+        let refused = write_archive(&out, "", &archive, &digest).unwrap_err().to_string();
+        assert!(refused.contains("module.pt changed while it was probed"), "{refused}");
+        assert_eq!(fs::read_dir(folder.path().join("models")).unwrap().count(), 0);
+        fs::write(&archive, "probed").unwrap();
+        write_archive(&out, "", &archive, &digest).unwrap();
+        assert!(fs::read_to_string(out.join("model.toml")).unwrap().contains(&digest));
     }
 }

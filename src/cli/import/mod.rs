@@ -61,6 +61,17 @@ struct Checkpoint {
     size_limit: ByteSize,
 }
 
+/// The size of the images of a PixelCNN++, which its tensors do not tell.
+#[derive(Args, Debug)]
+struct Size {
+    /// Rows of the images, a multiple of 4
+    #[arg(long, default_value_t = 32)]
+    height: u32,
+    /// Columns of the images, a multiple of 4
+    #[arg(long, default_value_t = 32)]
+    width: u32,
+}
+
 impl Import {
     pub(super) async fn run(self) -> Result<(), Failure> {
         match self.format {

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::Checkpoint;
+use super::{Checkpoint, Size};
 use crate::cli::failure::Failure;
 use crate::import::PixelCnnPp;
 
@@ -20,17 +20,13 @@ Examples:
 pub(super) struct Flags {
     #[command(flatten)]
     checkpoint: Checkpoint,
-    /// Rows of the images, a multiple of 4
-    #[arg(long, default_value_t = 32)]
-    height: u32,
-    /// Columns of the images, a multiple of 4
-    #[arg(long, default_value_t = 32)]
-    width: u32,
+    #[command(flatten)]
+    size: Size,
 }
 
 impl Flags {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let format = PixelCnnPp { height: self.height, width: self.width };
+        let format = PixelCnnPp { height: self.size.height, width: self.size.width };
         self.checkpoint.import(|tensors| format.draft(tensors))
     }
 }

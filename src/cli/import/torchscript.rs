@@ -1,23 +1,24 @@
 //! `pixeld import torchscript`. A module is somebody's code: it is probed in a process of its own, which may neither write files
 //! nor take more memory or time than it is given.
 
-use std::fs::File;
+use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use bytesize::ByteSize;
-use clap::Args;
+use clap::{Args, Subcommand};
 use humantime_serde::re::humantime;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 
-use super::refused;
+use super::{Format, refused};
 use crate::cli::failure::Failure;
 use crate::cli::{npy, output};
+use crate::error::Violations;
 use crate::image::Shape;
-use crate::import::package;
-use crate::model::families::torchscript::{Found, Hints, probe};
+use crate::import::{self, package};
+use crate::model::families::torchscript::{Found, Hints, entries, probe};
 use crate::model::{Placement, WeightsFile, WeightsFormat};
 use crate::repository::{self, Limits, Source};
 use crate::torch;
@@ -69,7 +70,7 @@ pub(super) struct Flags {
     #[arg(long, requires = "low_height")]
     low_width: Option<u32>,
     /// Layout of a mixture's parameters, where it is known: oai, saha or t2t
-    #[arg(long)]
+    #[arg(long, value_parser = ["oai", "saha", "t2t"])]
     layout: Option<String>,
     /// Images that the module was trained for, [n, h, w, c] or [n, h, w], to tell readings apart
     #[arg(long, value_name = "FILE.npy")]
@@ -95,23 +96,39 @@ pub(super) struct Flags {
 #[derive(Debug, Deserialize, Serialize)]
 struct Answer {
     manifest: String,
-    others: Vec<String>,
+    warnings: Vec<String>,
+    /// SHA-256 of what was probed.
+    digest: String,
 }
 
 impl Flags {
     pub(super) async fn run(self: Box<Self>) -> Result<(), Failure> {
         if self.probing {
-            let Found { manifest, others } = self.probe()?;
-            return output::json(&Answer { manifest, others });
+            return output::json(&self.probe()?);
         }
         package::name_of(&self.out).map_err(refused)?;
-        let Answer { manifest, others } = self.ask().await?;
-        package::write_archive(&self.out, &manifest, &self.source).map_err(refused)?;
-        output::line(&format!("{}:\n\n{}", self.out.display(), manifest.trim_end()))?;
-        if self.examples.is_none() && !others.is_empty() {
-            output::complain("something was assumed, see the comments in the manifest; --examples would tell");
+        entries(&self.fixed).map_err(wrong_lines)?;
+        if import::holds_tensors(&self.source, self.size_limit.as_u64()).map_err(refused)? {
+            return Err(Failure::Usage(self.only_tensors()));
         }
+        let Answer { manifest, warnings, digest } = self.ask().await?;
+        package::write_archive(&self.out, &manifest, &self.source, &digest).map_err(refused)?;
+        output::line(&format!("{}:\n\n{}", self.out.display(), manifest.trim_end()))?;
+        warnings.iter().for_each(|warning| output::warn(warning));
         Ok(())
+    }
+
+    /// What to do with tensors that no code came with.
+    fn only_tensors(&self) -> String {
+        let formats = Format::augment_subcommands(clap::Command::new(""));
+        let others = formats.get_subcommands().map(clap::Command::get_name).filter(|&name| name != "torchscript");
+        format!(
+            "{} holds tensors, a state dict it seems, and not the code that computes with them. Of some models that is \
+             enough: pixeld import {}. Of any other, build the module in Python, have it load them, and write what \
+             torch.jit.trace makes of it with torch.jit.save",
+            self.source.display(),
+            others.collect::<Vec<_>>().join(", ")
+        )
     }
 
     /// Has another process probe, within limits, and reads its answer.
@@ -150,7 +167,7 @@ impl Flags {
         }
     }
 
-    fn probe(&self) -> Result<Found, Failure> {
+    fn probe(&self) -> Result<Answer, Failure> {
         let examples = self.examples.as_deref().map(|path| self.examples(path)).transpose()?.unwrap_or_default();
         limit(self.memory_limit.as_u64(), self.time_limit.as_secs())
             .map_err(|error| Failure::Internal(format!("the limits of the probing process cannot be set: {error}")))?;
@@ -162,26 +179,23 @@ impl Flags {
             levels: self.levels,
             classes: self.classes,
             low: self.low_height.zip(self.low_width).map(<[u32; 2]>::from),
-            fixed: self.fixed.clone(),
+            fixed: entries(&self.fixed).map_err(wrong_lines)?,
             layout: self.layout.clone(),
             examples,
         };
-        let unreadable = |error: std::io::Error| Failure::Usage(format!("{}: {error}", self.source.display()));
-        let mut stream = File::open(&self.source).map_err(unreadable)?;
-        let bytes = stream.metadata().map_err(unreadable)?.len();
-        if bytes > self.size_limit.as_u64() {
-            let (path, most) = (self.source.display(), self.size_limit);
-            return Err(Failure::Usage(format!("{path} must be at most {most} (--size-limit), got {bytes} bytes")));
-        }
-        let file = WeightsFile { format: WeightsFormat::TorchScript, bytes, stream: &mut stream };
-        let found = probe(file, &hints).map_err(Failure::Usage)?;
+        // Read once, so that what is probed, what is loaded and what the digest is of are the same.
+        let bytes = std::fs::read(&self.source)
+            .map_err(|error| Failure::Usage(format!("{}: {error}", self.source.display())))?;
+        let digest = package::digest(bytes.as_slice()).map_err(|error| Failure::Internal(error.to_string()))?;
+        let mut stream = Cursor::new(&bytes);
+        let file = WeightsFile { format: WeightsFormat::TorchScript, bytes: bytes.len() as u64, stream: &mut stream };
+        let Found { manifest, warnings } = probe(file, &hints).map_err(Failure::Usage)?;
         // As a server will load it.
-        let digest = package::sha256(&self.source).map_err(unreadable)?;
-        let manifest = package::with_archive(&found.manifest, &digest).into();
-        let weights = std::fs::read(&self.source).map_err(unreadable)?.into();
+        let whole = package::with_archive(&manifest, &digest).into();
         let limits = Limits { weights_bytes: self.size_limit.as_u64() };
-        repository::load(&Source::Embedded { manifest, weights }, Placement::new(1, 1), limits).map_err(refused)?;
-        Ok(found)
+        let source = Source::Embedded { manifest: whole, weights: bytes.into() };
+        repository::load(&source, Placement::new(1, 1), limits).map_err(refused)?;
+        Ok(Answer { manifest, warnings, digest })
     }
 
     fn examples(&self, path: &Path) -> Result<Vec<Vec<u16>>, Failure> {
@@ -191,6 +205,11 @@ impl Flags {
         let shape = Shape::new(height, width, channels, self.levels).map_err(|faults| refuse(faults.to_string()))?;
         images.values(shape).map_err(&refuse)?.take(EXAMPLES).collect::<Result<_, _>>().map_err(refuse)
     }
+}
+
+/// What is wrong with lines of `--set`.
+fn wrong_lines(faults: Violations) -> Failure {
+    Failure::listed("--set must give entries of the architecture table:", &faults)
 }
 
 /// Takes from this process what a module does not need.

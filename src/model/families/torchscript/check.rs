@@ -1,17 +1,23 @@
 //! What is asked of a module before it may serve: that it is a function, looks at nothing that is still to come, and does
 //! what its manifest says.
 
+use super::leak::{cuts, difference, leak, places};
 use super::module::Module;
+use super::pattern::Axis;
 use crate::error::Violations;
-use crate::image::{Canvas, Order, Rank, Shape};
+use crate::head::Head;
+use crate::image::{Canvas, Shape};
 use crate::model::{Condition, ModelError};
 
-/// Ranks from which on an image is changed to see what looks at them, when a package is loaded.
-const CUTS: u32 = 24;
+/// Ranks from which on an image is changed to see what looks at them, when a package is loaded; and how often each.
+const CUTS: u32 = 12;
+const DRAWS: u32 = 2;
 /// Steps of a module with a state that are held to its own pass.
 const STEPS: u32 = 64;
 /// How far two parameters may be apart that should be one: rounding, relative to numbers above 1.
-const ROUNDING: f32 = 1e-4;
+pub(super) const ROUNDING: f32 = 1e-4;
+/// How far from 1 the sum of probabilities may be.
+const OF_ONE: f32 = 1e-3;
 
 /// Sizes of batches in which an image has the same bits.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +32,11 @@ impl Buckets {
     /// One size.
     pub(super) fn of(size: usize) -> Self {
         Self { sizes: vec![size], alone: false }
+    }
+
+    /// The same, with as many images together as they hold.
+    pub(super) fn together(&self) -> Self {
+        Self { alone: false, ..self.clone() }
     }
 
     /// How to evaluate `images`: of each batch the first of them, how many, and the size to fill it up to.
@@ -47,39 +58,100 @@ impl Buckets {
 pub(super) fn check(module: &Module, largest: u32) -> Result<Buckets, Violations> {
     let refused = |error: ModelError| Violations::one("architecture", error.to_string());
     let buckets = buckets(module, largest as usize).map_err(refused)?;
+    if numbers(module, &buckets).map_err(refused)? == Numbers::Probabilities {
+        return Err(Violations::one("weights", PROBABILITIES));
+    }
     let (shape, order) = (module.config.shape, module.config.order);
     let cuts = cuts(shape.values(), CUTS);
-    if let Some(leak) = leak(module, &buckets, &places(shape, order), &cuts).map_err(refused)? {
+    if let Some(leak) = leak(module, &buckets, &places(shape, order), &cuts, DRAWS).map_err(refused)? {
         return Err(Violations::one("weights", leak.to_string()));
     }
+    let must_be_false = |key: &str, why| Violations::one(key, format!("must be false: {why}"));
     if module.config.prefix {
-        check_prefix(module, &buckets).map_err(|why| Violations::one("architecture.prefix", why))?;
+        check_prefix(module, &buckets).map_err(|why| must_be_false("architecture.prefix", why))?;
     }
     if module.config.incremental {
-        check_steps(module, &buckets).map_err(|why| Violations::one("architecture.incremental", why))?;
+        check_steps(module, &buckets).map_err(|why| must_be_false("architecture.incremental", why))?;
     }
     Ok(buckets)
 }
 
+/// Numbers below a bound each, by chance.
+pub(super) fn chance(seed: u32) -> impl FnMut(u32) -> u32 {
+    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
+    move |bound| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        ((u64::from(state) * u64::from(bound)) >> 32) as u32
+    }
+}
+
 /// An image of which nothing but chance is known.
 pub(super) fn any_image(shape: Shape, seed: u32) -> Canvas {
-    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
-    let mut value = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        ((u64::from(state) * u64::from(shape.levels())) >> 32) as u16
-    };
-    let values = (0..shape.values()).map(|_| value()).collect();
+    let mut value = chance(seed);
+    let values = (0..shape.values()).map(|_| value(shape.levels()) as u16).collect();
     Canvas::with_prefix(shape, values).unwrap_or(Canvas::empty(shape))
 }
 
+/// What the numbers that a module gives seem to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Numbers {
+    /// What a head takes.
+    Parameters,
+    /// Every row of levels lies within 0..=1 and sums to one.
+    Probabilities,
+    /// One number a value, all within 0..=1: what a sigmoid gives, or logits by chance.
+    PerhapsProbabilities,
+}
+
+/// What is wrong with [`Numbers::Probabilities`].
+pub(super) const PROBABILITIES: &str =
+    "the module gives probabilities, which sum to one over the levels, and logits are wanted: let it give their log";
+
+/// Looks at what the module gives for some image.
+pub(super) fn numbers(module: &Module, buckets: &Buckets) -> Result<Numbers, ModelError> {
+    let config = &module.config;
+    if matches!(config.head, Head::LogisticMixture { .. }) {
+        return Ok(Numbers::Parameters);
+    }
+    let padded = buckets.sizes.first().copied().unwrap_or(1);
+    let given = passes(module, &[any_image(config.shape, 6)], padded, config.shape.height())?.concat();
+    let within = |number: &f32| (-ROUNDING..=1.0 + ROUNDING).contains(number);
+    let of_one = |row: &[f32]| (row.iter().sum::<f32>() - 1.0).abs() <= OF_ONE;
+    Ok(if !given.iter().all(within) {
+        Numbers::Parameters
+    } else if !config.output.has(Axis::Parameter) {
+        Numbers::PerhapsProbabilities
+    } else if given.chunks_exact(config.shape.levels() as usize).all(of_one) {
+        Numbers::Probabilities
+    } else {
+        Numbers::Parameters
+    })
+}
+
 /// The parameters of every image by one pass over all rows.
-fn passes(module: &Module, images: &[Canvas], padded: usize, rows: u32) -> Result<Vec<Vec<f32>>, ModelError> {
+///
+/// # Errors
+/// The module fails, or gives what no head takes.
+pub(super) fn passes(
+    module: &Module,
+    images: &[Canvas],
+    padded: usize,
+    rows: u32,
+) -> Result<Vec<Vec<f32>>, ModelError> {
     let condition = Condition::least(&module.config.condition);
     let batch: Vec<_> = images.iter().cycle().take(padded).map(|image| (image, &condition)).collect();
     let parameters = module.pass(&batch, rows)?;
-    (0..images.len() as i64)
-        .map(|image| Ok(Vec::<f32>::try_from(parameters.f_get(image)?.f_flatten(0, -1)?)?))
-        .collect()
+    let of_image = |image: i64| -> Result<Vec<f32>, ModelError> {
+        let given = Vec::<f32>::try_from(parameters.f_get(image)?.f_flatten(0, -1)?)?;
+        let (nan, infinite) =
+            (given.iter().any(|number| number.is_nan()), given.iter().any(|number| number.is_infinite()));
+        if nan || infinite {
+            let what = if nan { "NaN" } else { "infinite numbers" };
+            return Err(ModelError::Step(format!("the module gives {what} for an image of random values")));
+        }
+        Ok(given)
+    };
+    (0..images.len() as i64).map(of_image).collect()
 }
 
 /// The parameters of the second step of every image, all together.
@@ -159,89 +231,8 @@ pub(super) fn apart(module: &Module, size: usize) -> Result<bool, ModelError> {
     Ok(true)
 }
 
-/// A step that looks at what it must not know. Places are those in raster order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "the module looks at what is still to come: the parameters at {} change with the values from {} on",
-    position(*.step, *.shape), position(*.cut, *.shape)
-)]
-pub(super) struct Leak {
-    pub(super) step: u32,
-    pub(super) cut: u32,
-    shape: Shape,
-}
-
-fn position(place: u32, shape: Shape) -> String {
-    let position = Order::Raster.position(shape, place);
-    format!("row {}, column {}, channel {}", position.row, position.column, position.channel)
-}
-
-/// Looks for a step that changes with a value it must not know. In the order of `places`, which holds the raster place of
-/// every rank, all values from each of `cuts` on are changed, which may change the parameters of later steps alone.
-pub(super) fn leak(
-    module: &Module,
-    buckets: &Buckets,
-    places: &[u32],
-    cuts: &[Rank],
-) -> Result<Option<Leak>, ModelError> {
-    let config = &module.config;
-    let (shape, levels) = (config.shape, config.shape.levels());
-    let (width, per_step) = (config.head.width(shape), config.head.values_per_step(shape).max(1));
-    let raster = any_image(shape, 3).values().to_vec();
-    let canvas = |raster: &[u16]| Canvas::from_raster(shape, config.order, raster).unwrap_or(Canvas::empty(shape));
-    let together = Buckets { alone: false, ..buckets.clone() };
-    let mut plain = Vec::new();
-    for (_, _, padded) in together.split(1) {
-        plain = passes(module, &[canvas(&raster)], padded, shape.height())?.concat();
-    }
-    let row = |image: &[f32], place: u32| -> Vec<f32> {
-        let at = (place / per_step) as usize * width;
-        image.get(at..at + width).unwrap_or_default().to_vec()
-    };
-    for (start, count, padded) in together.split(cuts.len()) {
-        let some = cuts.get(start..start + count).unwrap_or_default();
-        let changed = |&cut: &Rank| {
-            let mut changed = raster.clone();
-            for &place in places.iter().skip(cut as usize) {
-                if let Some(value) = changed.get_mut(place as usize) {
-                    // By more than one, so that no scale makes it small; to another level in any case.
-                    *value = ((u32::from(*value) + 1 + levels / 3) % levels) as u16;
-                }
-            }
-            canvas(&changed)
-        };
-        let images: Vec<_> = some.iter().map(changed).collect();
-        for (parameters, &cut) in passes(module, &images, padded, shape.height())?.iter().zip(some) {
-            // The step that decides the value at the cut is the last that may not change.
-            let last = cut - cut % per_step;
-            let mut early = places.iter().take(last as usize + 1);
-            if let Some(&step) = early.find(|&&place| !close(&row(&plain, place), &row(parameters, place))) {
-                let cut = places.get(cut as usize).copied().unwrap_or_default();
-                return Ok(Some(Leak { step, cut, shape }));
-            }
-        }
-    }
-    Ok(None)
-}
-
-/// Ranks at which to look for a leak: every channel of the first pixels, where an image is often treated otherwise, some
-/// everywhere, and the last.
-pub(super) fn cuts(values: u32, count: u32) -> Vec<Rank> {
-    let spaced = (0..count).map(|cut| (u64::from(cut) * u64::from(values) / u64::from(count.max(1))) as Rank);
-    let mut cuts: Vec<Rank> = (0..6.min(values)).chain(spaced).chain([values - 1]).collect();
-    cuts.sort_unstable();
-    cuts.dedup();
-    cuts
-}
-
-/// The raster place of every rank.
-pub(super) fn places(shape: Shape, order: Order) -> Vec<u32> {
-    (0..shape.values()).map(|rank| order.position(shape, rank).raster(shape)).collect()
-}
-
 fn close(a: &[f32], b: &[f32]) -> bool {
-    let near = |(a, b): (&f32, &f32)| a == b || (a - b).abs() <= ROUNDING * a.abs().max(1.0);
-    a.len() == b.len() && a.iter().zip(b).all(near)
+    a.len() == b.len() && difference(a, b).0 <= ROUNDING
 }
 
 /// Holds passes over the first rows to the pass over all.
@@ -252,9 +243,9 @@ pub(super) fn check_prefix(module: &Module, buckets: &Buckets) -> Result<(), Str
     let pass = |rows: u32| passes(module, &image, padded, rows).map(|rows| rows.concat());
     let whole = pass(height).map_err(|error| error.to_string())?;
     for rows in [1, height.div_ceil(2), height] {
-        let part = pass(rows).map_err(|error| format!("must be false: the module fails at {rows} rows: {error}"))?;
+        let part = pass(rows).map_err(|error| format!("the module fails at {rows} rows: {error}"))?;
         if !close(&part, whole.get(..part.len()).unwrap_or_default()) {
-            return Err(format!("must be false: the first {rows} rows alone give other parameters"));
+            return Err(format!("the first {rows} rows alone give other parameters"));
         }
     }
     Ok(())
@@ -280,7 +271,7 @@ pub(super) fn check_steps(module: &Module, buckets: &Buckets) -> Result<(), Stri
         let row = row.f_get(0).and_then(Vec::<f32>::try_from).map_err(|error| error.to_string())?;
         let at = (config.order.position(shape, rank).raster(shape) / per_step) as usize * width;
         if !close(&row, whole.get(at..at + width).unwrap_or_default()) {
-            return Err(format!("must be false: the step at rank {rank} gives other parameters than forward"));
+            return Err(format!("the step at rank {rank} gives other parameters than forward"));
         }
         let decided = image.values().get(rank as usize..(rank + per_step) as usize).unwrap_or_default();
         previous = decided.iter().map(|&value| i64::from(value)).collect();

@@ -1,5 +1,7 @@
 //! The `architecture` table: how an image goes into a module, and its parameters come out.
 
+use toml::Table;
+
 use super::pattern::{Axis, Pattern};
 use crate::error::Violations;
 use crate::head::{Head, Layout};
@@ -11,6 +13,25 @@ use crate::spec::ConditionSpec;
 /// Sizes of a batch that a manifest may list.
 const MAX_BATCHES: usize = 32;
 const MAX_BATCH: u32 = 1024;
+/// Numbers that an argument of `forward` may hold.
+const MAX_NUMBERS: u32 = 1 << 26;
+
+/// The keys of the table, in the order in which people would write them.
+pub(super) const KEYS: [&str; 13] = [
+    "arguments",
+    "null_class",
+    "input",
+    "input_type",
+    "input_scale",
+    "mean",
+    "std",
+    "start",
+    "output",
+    "output_item",
+    "batches",
+    "prefix",
+    "incremental",
+];
 
 /// What `forward` takes as one of its arguments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,15 +112,14 @@ impl Config {
         let shape = manifest.shape;
         let input = pattern(fields, "input");
         let output = pattern(fields, "output");
-        let integers = fields.word("input_type", &[("float32", false), ("int64", true)]);
+        let integers = integers(fields);
         let scale = scale(fields, shape);
-        let start: Option<f64> = fields.optional("start");
+        let start = start(fields);
         let arguments = arguments(fields, manifest.condition);
         let null_class: Option<i64> = fields.optional("null_class");
         let output_item = fields.optional("output_item").unwrap_or(0);
         let batches = batches(fields);
-        let prefix = fields.optional("prefix").unwrap_or(false);
-        let incremental = fields.optional("incremental").unwrap_or(false);
+        let (prefix, incremental) = switches(fields);
         let (input, output, arguments) = (input?, output?, arguments?);
         for (key, pattern) in [("input", &input), ("output", &output)] {
             let long = [
@@ -134,12 +154,28 @@ impl Config {
         if start.is_some() && manifest.order != Order::Raster {
             fields.refuse("start", "is for images in raster order");
         }
-        if start.is_some() && !input.shape(&[1, 2, 3, 5, 1]).contains(&30) {
+        if start.is_some() && !input.is_sequence() {
             fields.refuse("start", "is for an input with the axes (h w c) in one");
         }
+        if let Some(start) = start.filter(|start| integers == Some(true) && start.fract() != 0.0) {
+            fields.refuse("start", format!("must be a whole number where integers go in, got {start}"));
+        }
         let labelled = arguments.contains(&Argument::Class);
+        if null_class.is_some() && !labelled {
+            fields.refuse("null_class", "is for modules that take the argument class");
+        }
         if labelled && !manifest.condition.class_required && null_class.is_none() {
             fields.refuse("null_class", "is required: a request may name no class (or set condition.required)");
+        }
+        let most = most_images(shape, manifest.condition, &arguments);
+        if most == 0 {
+            let classes = manifest.condition.classes;
+            fields.refuse("arguments", format!("may hold class_one_hot for {MAX_NUMBERS} classes, got {classes}"));
+        }
+        if let Some(size) = batches.iter().flatten().find(|&&size| size > most) {
+            let rule =
+                format!("may hold sizes up to {most}, with which {MAX_NUMBERS} numbers go in together, got {size}");
+            fields.refuse("batches", rule);
         }
         Some(Self {
             shape,
@@ -160,6 +196,94 @@ impl Config {
             incremental,
         })
     }
+
+    /// Images that can go in together: no argument holds more than 2^26 numbers then. At least 1.
+    pub(super) fn most_images(&self) -> u32 {
+        most_images(self.shape, self.condition, &self.arguments).max(1)
+    }
+}
+
+fn most_images(shape: Shape, condition: ConditionSpec, arguments: &[Argument]) -> u32 {
+    let one_hot = if arguments.contains(&Argument::ClassOneHot) { condition.classes } else { 0 };
+    MAX_NUMBERS / shape.values().max(condition.low.map_or(0, Shape::values)).max(one_hot).max(1)
+}
+
+/// Entries of the table that are known beforehand, from lines `KEY = VALUE`.
+///
+/// # Errors
+/// Under the line, whatever no table may hold.
+pub fn entries(lines: &[String]) -> Result<Table, Violations> {
+    let (mut all, mut violations) = (Table::new(), Violations::new());
+    for line in lines {
+        match toml::from_str::<Table>(line) {
+            Ok(entry) if entry.is_empty() => violations.add(line, "must be KEY = VALUE"),
+            Ok(entry) => {
+                if let Some(key) = entry.keys().find(|key| all.contains_key(*key)) {
+                    violations.add(line, format!("gives {key} a second time"));
+                }
+                if let Err(faults) = check_entries(entry.clone()) {
+                    faults
+                        .iter()
+                        .for_each(|fault| violations.add(line, format!("{} {}", fault.field, fault.description)));
+                }
+                all.extend(entry);
+            }
+            Err(error) => violations.add(line, format!("must be KEY = VALUE, in TOML: {}", error.message().trim())),
+        }
+    }
+    violations.into_result(all)
+}
+
+/// What is wrong with entries of a table whatever the others are.
+fn check_entries(table: Table) -> Result<(), Violations> {
+    let mut violations = Violations::new();
+    let mut fields = Fields::new("", table, &mut violations);
+    for key in ["input", "output"] {
+        if fields.has(key) {
+            pattern(&mut fields, key);
+        }
+    }
+    if fields.has("input_type") {
+        integers(&mut fields);
+    }
+    if fields.has("input_scale") {
+        input_scale(&mut fields);
+    }
+    for key in ["mean", "std"] {
+        fields.optional::<Vec<f64>>(key);
+    }
+    start(&mut fields);
+    words(&mut fields);
+    fields.optional::<i64>("null_class");
+    fields.optional::<usize>("output_item");
+    batches(&mut fields);
+    switches(&mut fields);
+    fields.finish();
+    violations.into_result(())
+}
+
+/// Whether the image goes in as int64.
+fn integers(fields: &mut Fields<'_>) -> Option<bool> {
+    fields.word("input_type", &[("float32", false), ("int64", true)])
+}
+
+fn input_scale(fields: &mut Fields<'_>) -> Option<Scale> {
+    fields.word("input_scale", &[("levels", Scale::Levels), ("unit", Scale::Unit), ("signed", Scale::Signed)])
+}
+
+fn start(fields: &mut Fields<'_>) -> Option<f64> {
+    let start: f64 = fields.optional("start")?;
+    if !start.is_finite() {
+        fields.refuse("start", format!("must be a finite number, got {start}"));
+        return None;
+    }
+    Some(start)
+}
+
+/// `prefix` and `incremental`.
+fn switches(fields: &mut Fields<'_>) -> (bool, bool) {
+    let mut switch = |key| fields.optional(key).unwrap_or(false);
+    (switch("prefix"), switch("incremental"))
 }
 
 /// Whether one row of parameters is over all channels together.
@@ -179,8 +303,7 @@ fn pattern(fields: &mut Fields<'_>, key: &str) -> Option<Pattern> {
 }
 
 fn scale(fields: &mut Fields<'_>, shape: Shape) -> Option<Vec<(f64, f64)>> {
-    let words = [("levels", Scale::Levels), ("unit", Scale::Unit), ("signed", Scale::Signed)];
-    let scale = fields.word("input_scale", &words);
+    let scale = input_scale(fields);
     let [mean, std] = [("mean", 0.0), ("std", 1.0)].map(|(key, default)| {
         let given: Vec<f64> = fields.optional(key).unwrap_or_else(|| vec![default]);
         let one_each = given.len() == 1 || given.len() == shape.channels() as usize;
@@ -213,20 +336,28 @@ impl Scale {
     }
 }
 
-fn arguments(fields: &mut Fields<'_>, condition: ConditionSpec) -> Option<Vec<Argument>> {
+/// What `arguments` names, the image alone where it is absent.
+fn words(fields: &mut Fields<'_>) -> Option<Vec<Argument>> {
     let words = [
         ("image", Argument::Image),
         ("class", Argument::Class),
         ("class_one_hot", Argument::ClassOneHot),
         ("low", Argument::Low),
     ];
-    let given: Vec<String> = fields.optional("arguments").unwrap_or_else(|| vec!["image".to_owned()]);
+    if !fields.has("arguments") {
+        return Some(vec![Argument::Image]);
+    }
+    let given: Vec<String> = fields.optional("arguments")?;
     let found = |name: &String| words.iter().find(|(word, _)| word == name).map(|&(_, argument)| argument);
     let arguments: Option<Vec<Argument>> = given.iter().map(found).collect();
-    let Some(arguments) = arguments else {
+    if arguments.is_none() {
         fields.refuse("arguments", format!("may be image, class, class_one_hot and low, got {given:?}"));
-        return None;
-    };
+    }
+    arguments
+}
+
+fn arguments(fields: &mut Fields<'_>, condition: ConditionSpec) -> Option<Vec<Argument>> {
+    let arguments = words(fields)?;
     let count = |argument: Argument| arguments.iter().filter(|&&own| own == argument).count();
     let by_class = count(Argument::Class) + count(Argument::ClassOneHot);
     if count(Argument::Image) != 1
@@ -282,6 +413,8 @@ mod tests {
             ("\"unit\"", "\"unit\"\nmean = [1, 2]", "mean"),
             ("\"unit\"", "\"unit\"\nstd = [0.0]", "std"),
             ("\"unit\"", "\"unit\"\nstart = 5", "start"),
+            ("\"unit\"", "\"unit\"\nstart = inf", "start"),
+            ("\"unit\"", "\"unit\"\nnull_class = 1", "null_class"),
             ("\"unit\"", "\"unit\"\nbatches = [0]", "batches"),
             ("\"unit\"", "\"unit\"\narguments = [\"image\", \"class\"]", "arguments"),
             ("\"unit\"", "\"unit\"\nbatchs = [1]", "batchs"),
@@ -293,6 +426,63 @@ mod tests {
         let faults = read(3, "[condition]\nclasses = 2", &labelled).unwrap_err();
         assert_eq!(faults, ["architecture.null_class"], "an image without a class has no label");
         assert!(read(3, "[condition]\nclasses = 2\nrequired = true", &labelled).is_ok());
+    }
+
+    #[test]
+    fn what_goes_in_together_is_bounded() {
+        let one_hot = format!("{GOOD}arguments = [\"image\", \"class_one_hot\"]\nbatches = [");
+        let most = |classes: u32, batch: u32| {
+            read(3, &format!("[condition]\nclasses = {classes}"), &format!("{one_hot}{batch}]"))
+                .map(|it| it.most_images())
+        };
+        assert_eq!(most(1 << 16, 1024), Ok(1024));
+        assert_eq!(most(1 << 17, 1024).unwrap_err(), ["architecture.batches"]);
+        assert_eq!(most(1 << 26, 1), Ok(1));
+        assert_eq!(most(u32::MAX, 1).unwrap_err(), ["architecture.arguments", "architecture.batches"]);
+        // A label takes one number, however many there are.
+        let label = format!("{GOOD}arguments = [\"image\", \"class\"]\nnull_class = 0");
+        assert_eq!(
+            read(3, &format!("[condition]\nclasses = {}", u32::MAX), &label).unwrap().most_images(),
+            (1 << 26) / 24
+        );
+    }
+
+    #[test]
+    fn a_first_number_is_one_of_those_that_go_in() {
+        let sequence =
+            "input = \"b (h w c)\"\ninput_type = \"int64\"\ninput_scale = \"levels\"\noutput = \"b (h w c) v\"\n";
+        assert_eq!(read(3, "", &format!("{sequence}start = 0.5")).unwrap_err(), ["architecture.start"]);
+        assert_eq!(read(3, "", &format!("{sequence}start = nan")).unwrap_err(), ["architecture.start"]);
+        let planes = sequence.replacen("h w c", "c h w", 1);
+        assert_eq!(read(3, "", &format!("{planes}start = 5")).unwrap_err(), ["architecture.start"], "no first value");
+        assert_eq!(read(3, "", &format!("{sequence}start = 5")).unwrap().start, Some(5.0));
+    }
+
+    #[test]
+    fn lines_that_are_known_are_checked_one_by_one() {
+        let faults = |lines: &[&str]| {
+            let faults = entries(&lines.iter().map(|&line| line.to_owned()).collect::<Vec<_>>()).unwrap_err();
+            faults.iter().map(|fault| format!("{}: {}", fault.field, fault.description)).collect::<Vec<_>>()
+        };
+        for (line, why) in [
+            ("inptu = \"b c h w\"", "inptu is not a known key"),
+            ("input = \"b c h x\"", "input may hold b, h, w, c, v and ( ), got 'x', in \"b c h x\""),
+            ("input = b c h w", "must be KEY = VALUE, in TOML: "),
+            ("input_scale = \"sined\"", "input_scale must be \"levels\" or \"unit\" or \"signed\", got \"sined\""),
+            ("input_type = \"int32\"", "input_type must be \"float32\" or \"int64\""),
+            ("start = inf", "start must be a finite number, got inf"),
+            ("arguments = [\"picture\"]", "arguments may be image, class"),
+            ("batches = [0]", "batches may hold 32 sizes"),
+            ("prefix = 1", "prefix invalid type"),
+            ("", "must be KEY = VALUE"),
+        ] {
+            let found = faults(&[line]);
+            assert!(found.len() == 1 && found[0].starts_with(&format!("{line}: {why}")), "{found:?}");
+        }
+        assert_eq!(faults(&["prefix = true", "prefix = true"]), ["prefix = true: gives prefix a second time"]);
+        let good =
+            ["start = 5", "std = [2]", "null_class = -1", "output_item = 1", "input = \"(h w c) b\""].map(String::from);
+        assert_eq!(entries(&good).unwrap().len(), 5);
     }
 
     #[test]

@@ -12,9 +12,13 @@
 
 mod check;
 mod config;
+mod leak;
 mod module;
 mod pattern;
 mod probe;
+mod reading;
+#[cfg(test)]
+mod tests;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -29,6 +33,7 @@ use crate::model::{
 };
 use crate::spec::{Backend, Execution, ModelSpec, Precision};
 use crate::torch::weights;
+pub use config::entries;
 pub use probe::{Found, Hints, probe};
 
 use check::Buckets;
@@ -71,7 +76,8 @@ impl TorchScript {
         let module = weights::module(file)?;
         let refused = |error: ModelError| Violations::one("architecture", error.to_string());
         let module = Module::new(Arc::new(module), config);
-        let largest = placement.slots.max(placement.score_images);
+        // More images go one batch after another.
+        let largest = placement.slots.max(placement.score_images).min(module.config.most_images());
         let buckets = check::check(&module, largest)?;
         let state = if module.config.incremental {
             module.init_state(&Condition::least(&manifest.condition)).map_err(refused)?

@@ -31,6 +31,13 @@ impl Module {
         Self { module, config, places }
     }
 
+    /// Whether it has the method `name`.
+    pub(super) fn has(&self, name: &str) -> bool {
+        // Called without what it takes, one that is there says that, or that it did something.
+        let absent = |error: TchError| error.to_string().contains(&format!("Method '{name}' is not defined"));
+        !self.module.method_is(name, &[] as &[IValue]).is_err_and(absent)
+    }
+
     /// Bytes of its parameters. What tracing made a constant is not counted.
     pub(super) fn bytes(&self) -> Result<u64, TchError> {
         Ok(self.module.named_parameters()?.iter().map(|(_, tensor)| bytes(tensor)).sum())

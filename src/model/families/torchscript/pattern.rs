@@ -71,6 +71,11 @@ impl Pattern {
         Self(self.0.iter().map(kept).collect())
     }
 
+    /// Whether the values of an image are one dimension, in raster order.
+    pub(super) fn is_sequence(&self) -> bool {
+        self.0.iter().any(|group| group.ends_with(&[Axis::Row, Axis::Column, Axis::Channel]))
+    }
+
     fn axes(&self) -> impl Iterator<Item = Axis> {
         self.0.iter().flatten().copied()
     }

@@ -1,0 +1,238 @@
+//! Modules traced here, and what is found out about them.
+
+use std::io::Cursor;
+
+use tch::{CModule, Device, Kind, Tensor};
+
+use super::check::{Buckets, PROBABILITIES};
+use super::leak::{cuts, leak, places};
+use super::module::Module;
+use super::{Config, Found, Hints, entries, probe};
+use crate::image::{Order, Shape};
+use crate::model::manifest::Manifest;
+use crate::model::{WeightsFile, WeightsFormat};
+use crate::noise;
+
+const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
+
+fn traced(input: &[i64], mut forward: impl FnMut(&Tensor) -> Vec<Tensor>) -> Vec<u8> {
+    let _guard = tch::no_grad_guard();
+    let mut all = |inputs: &[Tensor]| forward(&inputs[0]);
+    let module = CModule::create_by_tracing("Traced", "forward", &[Tensor::zeros(input, FLOAT)], &mut all).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("module.pt");
+    module.save(&path).unwrap();
+    std::fs::read(path).unwrap()
+}
+
+fn file(stream: &mut Cursor<Vec<u8>>) -> WeightsFile<'_> {
+    WeightsFile { format: WeightsFormat::TorchScript, bytes: stream.get_ref().len() as u64, stream }
+}
+
+fn hints(shape: Shape) -> Hints {
+    Hints {
+        name: "m".to_owned(),
+        size: Some([shape.height(), shape.width()]),
+        channels: Some(shape.channels()),
+        levels: shape.levels(),
+        ..Hints::default()
+    }
+}
+
+fn found(archive: Vec<u8>, hints: &Hints) -> Result<Found, String> {
+    crate::torch::limit_threads(1);
+    probe(file(&mut Cursor::new(archive)), hints)
+}
+
+fn with(shape: Shape, lines: &[&str]) -> Hints {
+    let lines: Vec<_> = lines.iter().map(|&line| line.to_owned()).collect();
+    Hints { fixed: entries(&lines).unwrap(), ..hints(shape) }
+}
+
+fn numbers(seed: u64, shape: &[i64]) -> Tensor {
+    let number = |element| 2.0 * (noise::uniform(seed, 0, element) as f32 - 0.5);
+    Tensor::from_slice(&(0..shape.iter().product::<i64>() as u32).map(number).collect::<Vec<_>>()).view(shape)
+}
+
+fn shape(height: u32, width: u32, channels: u32, levels: u32) -> Shape {
+    Shape::new(height, width, channels, levels).unwrap()
+}
+
+/// Logits [b, h, w, c, v] of planes [b, c, h, w]: each value's from a sum over those before its group of `group`. What is
+/// made of numbers while a call is traced would not be in the module.
+fn law(shape: Shape, group: i64) -> impl Fn(&Tensor) -> Tensor {
+    let (values, levels) = (i64::from(shape.values()), i64::from(shape.levels()));
+    let [h, w, c] = [shape.height(), shape.width(), shape.channels()].map(i64::from);
+    let steps = values / group;
+    let before = Tensor::ones([steps, steps], FLOAT).tril(-1);
+    let before = before.repeat_interleave_self_int(group, 0, None).repeat_interleave_self_int(group, 1, None);
+    let taken = (numbers(1, &[values, values]) * before).tr();
+    let (offsets, given) = (numbers(2, &[values]), numbers(3, &[values, levels]));
+    move |planes| {
+        let kept = (planes.permute([0, 2, 3, 1]).reshape([-1, values]).matmul(&taken) + &offsets).tanh();
+        (kept.unsqueeze(-1) * &given).view([-1, h, w, c, levels])
+    }
+}
+
+#[test]
+fn readings_that_leak_are_listed_with_their_proof() {
+    let given = shape(3, 4, 3, 5);
+    let logits = law(given, 1);
+    let levels_first =
+        traced(&[2, 3, 3, 4], |planes| vec![logits(planes).permute([0, 4, 3, 1, 2]).reshape([-1, 15, 3, 4])]);
+    let Found { manifest, warnings } = found(levels_first, &hints(given)).unwrap();
+    assert!(manifest.lines().any(|line| line == "output = \"b (v c) h w\""), "{manifest}");
+    assert!(manifest.lines().any(|line| line == "kind = \"categorical\""), "{manifest}");
+    assert!(manifest.contains("no step before was seen to change"), "{manifest}");
+    for rejected in ["output = \"b (c v) h w\"", "kind = \"factorised_categorical\""] {
+        let line = manifest.lines().find(|line| line.starts_with(&format!("#   {rejected}: the module looks at what")));
+        assert!(line.is_some_and(|line| line.contains(" change by ")), "{manifest}");
+    }
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+}
+
+#[test]
+fn a_leak_is_proved_by_one_value_and_the_channel_that_it_changes() {
+    let given = shape(3, 4, 2, 5);
+    // Of the pixel at row 0 and column 2 the second channel sees the first of row 2 and column 1.
+    let (logits, added, place) = (law(given, 2), numbers(4, &[1, 5]), Tensor::zeros([24], FLOAT));
+    let _ = place.get(5).fill_(1.0);
+    let peeking = traced(&[2, 2, 3, 4], |planes| {
+        let seen = planes.narrow(1, 0, 1).narrow(2, 2, 1).narrow(3, 1, 1).reshape([-1, 1]).matmul(&added);
+        vec![logits(planes) + seen.view([-1, 1, 1, 1, 5]) * place.view([1, 3, 4, 2, 1])]
+    });
+    let why = found(peeking, &hints(given)).unwrap_err();
+    assert!(why.contains("the parameters at row 0, column 2, channel 1 change by "), "{why}");
+    assert!(why.contains(" when nothing but the value at row 2, column 1, channel 0 does"), "{why}");
+    assert!(why.contains("kind = \"factorised_categorical\""), "{why}");
+}
+
+#[test]
+fn what_shows_with_one_level_alone_is_found_by_more_replacements() {
+    let given = shape(2, 2, 1, 64);
+    let added = numbers(4, &[1, 64]);
+    let archive = traced(&[2, 1, 2, 2], |planes| {
+        let from_one_level: Tensor = planes.reshape([-1, 4]).narrow(1, 3, 1) - 13.0;
+        let at_one_level = (from_one_level.abs() * -1.0 + 1.0).clamp_min(0.0);
+        vec![at_one_level.matmul(&added).view([-1, 1, 1, 64]).expand([-1, 2, 2, 64], false)]
+    });
+    let text = hints(given);
+    let manifest = format!(
+        "format = 1\nname = \"m\"\nfamily = \"torchscript\"\n[image]\nheight = 2\nwidth = 2\nchannels = 1\nlevels = {}\n\
+         order = \"raster\"\n[head]\nkind = \"categorical\"\n[architecture]\ninput = \"b c h w\"\n\
+         input_type = \"float32\"\ninput_scale = \"levels\"\noutput = \"b h w v\"\n",
+        text.levels
+    );
+    let config = Config::read(&Manifest::parse(manifest.as_bytes()).unwrap()).unwrap();
+    let module = crate::torch::weights::module(file(&mut Cursor::new(archive))).unwrap();
+    let module = Module::new(module.into(), config);
+    let _guard = tch::no_grad_guard();
+    let sought = |draws| leak(&module, &Buckets::of(2), &places(given, Order::Raster), &[3], draws).unwrap();
+    assert_eq!(sought(1), None);
+    assert!(sought(400).is_some());
+}
+
+#[test]
+fn cuts_fall_on_every_channel_of_every_part() {
+    let cuts = cuts(3072, 128);
+    assert_eq!((cuts[..7].to_vec(), cuts.last()), (vec![0, 1, 2, 3, 4, 5, cuts[6]], Some(&3071)));
+    for part in 0..32 {
+        let within: Vec<_> = cuts.iter().filter(|&&cut| cut / 96 == part).collect();
+        assert!(within.len() >= 4, "{part}: {within:?}");
+    }
+    for channel in 0..3 {
+        assert!(cuts.iter().filter(|&&cut| cut % 3 == channel).count() > 20);
+    }
+}
+
+/// Logits of images of 3 x 4 pixels of one channel and 5 levels, as planes.
+fn as_planes() -> impl Fn(&Tensor) -> Tensor {
+    let logits = law(shape(3, 4, 1, 5), 1);
+    move |planes| logits(planes).squeeze_dim(3).permute([0, 3, 1, 2])
+}
+
+fn refused(changed: impl Fn(Tensor) -> Tensor) -> String {
+    let logits = as_planes();
+    found(traced(&[2, 1, 3, 4], |planes| vec![changed(logits(planes))]), &hints(shape(3, 4, 1, 5))).unwrap_err()
+}
+
+#[test]
+fn what_is_no_number_is_named() {
+    let nan = refused(|logits| (logits - 100.0).log());
+    assert!(nan.contains("the module gives NaN for an image of random values"), "{nan}");
+    let infinite = refused(|logits| logits / 0.0);
+    assert!(infinite.contains("the module gives infinite numbers"), "{infinite}");
+    assert!(![nan, infinite].iter().any(|why| why.contains("still to come")));
+}
+
+#[test]
+fn probabilities_are_no_logits() {
+    let given = hints(shape(3, 4, 1, 5));
+    let why = refused(|logits| logits.softmax(1, None));
+    assert!(why.contains(PROBABILITIES), "{why}");
+    // Their log is taken.
+    let logits = as_planes();
+    let log = traced(&[2, 1, 3, 4], |planes| vec![logits(planes).log_softmax(1, None)]);
+    assert!(found(log, &given).is_ok());
+}
+
+#[test]
+fn one_number_a_value_may_be_a_probability_and_that_is_said() {
+    let given = shape(3, 4, 1, 2);
+    let logits = law(given, 1);
+    let planes = |planes: &Tensor| logits(planes).select(4, 1).permute([0, 3, 1, 2]);
+    let archive = traced(&[2, 1, 3, 4], |input| vec![planes(input).sigmoid()]);
+    let Found { manifest, warnings } = found(archive, &hints(given)).unwrap();
+    assert!(manifest.contains("# CHECK: all that it gives lies within 0..=1"), "{manifest}");
+    assert!(warnings.iter().any(|warning| warning.contains("after a sigmoid")), "{warnings:?}");
+    let archive = traced(&[2, 1, 3, 4], |input| vec![planes(input)]);
+    assert!(!found(archive, &hints(given)).unwrap().manifest.contains("CHECK"));
+}
+
+#[test]
+fn what_is_known_beforehand_is_all_that_is_tried() {
+    let given = shape(3, 4, 1, 5);
+    // Columns before rows, which nobody would try.
+    let logits = law(given, 1);
+    let turned = || traced(&[2, 1, 3, 4], |planes| vec![logits(planes).squeeze_dim(3).permute([0, 2, 1, 3])]);
+    let why = found(turned(), &hints(given)).unwrap_err();
+    assert!(why.starts_with("what the module gives has no form that is known"), "{why}");
+    let known = with(given, &["output = \"b w h v\"", "std = [0.5]", "input_scale = \"unit\""]);
+    let manifest = found(turned(), &known).unwrap().manifest;
+    for line in ["output = \"b w h v\"", "std = [0.5]", "input_scale = \"unit\"", "input = \"b c h w\""] {
+        assert!(manifest.lines().any(|own| own == line), "{manifest}");
+    }
+    assert!(!manifest.contains("ASSUMED"), "{manifest}");
+    for line in ["input = \"b (h w c)\"", "input_type = \"int64\"", "output = \"b h w v\"", "output_item = 1"] {
+        let why = found(turned(), &with(given, &[line])).unwrap_err();
+        assert!(why.starts_with(&format!("nothing agrees with what was said beforehand, {line}: ")), "{why}");
+    }
+    let prefix = found(turned(), &with(given, &["output = \"b w h v\"", "prefix = true"])).unwrap_err();
+    assert!(prefix.contains("prefix must be false: the module fails at 1 rows"), "{prefix}");
+    let batches = found(turned(), &with(given, &["output = \"b w h v\"", "batches = [3]"])).unwrap();
+    assert!(batches.manifest.contains("batches = [3]\n"), "{}", batches.manifest);
+}
+
+#[test]
+fn what_the_examples_hardly_tell_apart_is_said_to_be_close() {
+    let given = shape(3, 4, 1, 5);
+    let logits = as_planes();
+    let archive = |scaled: f64| traced(&[2, 1, 3, 4], |planes| vec![logits(&(planes * scaled)) * 9.0]);
+    // The likeliest image, value after value, of levels from -1 to 1.
+    let mut example = vec![0u16; 12];
+    for place in 0..12 {
+        let signed: Vec<f32> = example.iter().map(|&level| f32::from(level) / 2.0 - 1.0).collect();
+        let likeliest = logits(&Tensor::from_slice(&signed).view([1, 1, 3, 4])).argmax(1, false).flatten(0, -1);
+        example[place as usize] = likeliest.int64_value(&[place]) as u16;
+    }
+    let examples = vec![example];
+    let alike = found(archive(1e-6), &Hints { examples: examples.clone(), ..hints(given) }).unwrap();
+    assert!(alike.manifest.contains("# CLOSE: the next reading takes only 0.0000 bits/dim more"), "{}", alike.manifest);
+    assert_eq!(alike.warnings.len(), 1);
+    let apart = found(archive(1.0), &Hints { examples, ..hints(given) }).unwrap();
+    assert!(apart.manifest.contains("input_scale = \"signed\"\n"), "{}", apart.manifest);
+    assert!(!apart.manifest.contains("CLOSE") && apart.warnings.is_empty(), "{}", apart.manifest);
+    let small = vec![vec![0; 5]];
+    let why = found(archive(1.0), &Hints { examples: small, ..hints(given) }).unwrap_err();
+    assert!(why.contains("are they images of 3x4x1?"), "{why}");
+}
