@@ -6,7 +6,7 @@
                         the Compose file, and holds the queries of board and alerts against docs/METRICS.md
     check.py --write    renders deploy/kubernetes again
 
-Helm is its own code, as a library (helm-python-sdk); the schemas are those that kubernetes-validate and cloudcoil carry.
+Helm is its own code, as a library (helm-python-sdk); the schemas are those that kubernetes-validate and cloudcoil have.
 Needs the packages of requirements.txt on PYTHONPATH: `make deployment` sees to that.
 """
 
@@ -103,7 +103,8 @@ def uses_image_volume(document: dict) -> bool:
 def hold_custom(what: str, model: type, document: dict) -> None:
     """The models take fields they do not know and forget them: what does not come back is unknown."""
     try:
-        known = json.loads(model.model_validate(copy.deepcopy(document)).model_dump_json(by_alias=True, exclude_none=True))
+        read = model.model_validate(copy.deepcopy(document))
+        known = json.loads(read.model_dump_json(by_alias=True, exclude_none=True))
     except ValidationError as error:
         faults.extend(f"{what}: {'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
         return
@@ -192,7 +193,7 @@ def chart(write: bool) -> int:
         for name, file in RENDERED.items():
             path = DEPLOY / "kubernetes" / f"{name}.yaml"
             origin = f"deploy/helm/pixeld/ci/{file}" if file else "its default values"
-            text = f"# Rendered from deploy/helm/pixeld with {origin} by deploy/check.py --write: change the chart instead.\n"
+            text = f"# Rendered from deploy/helm/pixeld with {origin}\n# by deploy/check.py --write: change the chart instead.\n"
             text += OF_HELM.sub("", render(loaded, file))
             if write:
                 path.write_text(text)

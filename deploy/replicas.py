@@ -156,14 +156,14 @@ def start_proxy(kind: str, hosts: Hosts, replicas: list[Replica], out: Path) -> 
             "\n".join(endpoint.format(*replica.target.split(":")) for replica in replicas))
         put(r"STRICT_DNS", "STATIC")
         put(r"port_value: 50050", f"port_value: {port}")
-        found = subprocess.run([sys.executable, str(REPOSITORY / "scripts" / "setup.py"), "--print", "envoy"], check=True,
-                               stdout=subprocess.PIPE, text=True)
+        setup = [sys.executable, str(REPOSITORY / "scripts" / "setup.py"), "--print", "envoy"]
+        found = subprocess.run(setup, check=True, stdout=subprocess.PIPE, text=True)
         command = [f"{found.stdout.strip()}/envoy/_bin/envoy", "--log-level", "warn", "--concurrency", "1", "--base-id",
                    str(os.getpid() % 30000), "-c"]
     else:
         server = "    server replica-{0} {1} port {2}"
-        put(r"^ +server-template .*$", "\n".join(server.format(replica.name, replica.target, replica.metrics.split(":")[1])
-                                                for replica in replicas))
+        put(r"^ +server-template .*$", "\n".join(
+            server.format(replica.name, replica.target, replica.metrics.split(":")[1]) for replica in replicas))
         put(r"^resolvers dns\n(    .*\n)+", "")
         put(r":50050 ", f":{port} ")
         put(r"check port 9464 ", "check ")
@@ -383,6 +383,9 @@ class Trial:
             for replica in self.replicas:
                 replica.stop(signal.SIGTERM)
                 load.wait(5)
+                # Proxies look twice before they believe that one is gone; a process that is back before that loads its
+                # models in their sight. A new pod is slower than this, and has another address.
+                time.sleep(3)
                 replica.start()
                 load.wait(5)
         self.row("rolling restart", load, plain=self.spared())
@@ -398,8 +401,8 @@ class Trial:
         failed, differ = count["failed"], count["differ"] + count["plain differ"]
         seen = f"{count['plain failed']} of {count['plain requests'] + count['plain failed'] + count['plain differ']}"
         spread = " ".join(f"{share / max(sum(shares), 1):.0%}" for share in shares) if shares else ""
-        self.rows.append([what, f"{load.took:.0f}", str(done), f"{done * IMAGES / load.took:.0f}", str(failed), str(differ),
-                          str(load.again), seen, spread])
+        self.rows.append([what, f"{load.took:.0f}", str(done), f"{done * IMAGES / load.took:.0f}", str(failed),
+                          str(differ), str(load.again), seen, spread])
         print("  ".join(self.rows[-1]), file=sys.stderr, flush=True)
         for error in sorted(set(load.errors)):
             self.faults.append(f"{what}: {error}")
@@ -410,7 +413,8 @@ class Trial:
             self.faults.append(f"{what}: clients that never ask again saw {errors}")
 
     def table(self) -> str:
-        head = ["", "s", "requests", "images/s", "failed", "other bytes", "asked again", "failed unaided", "share of replicas"]
+        head = ["", "s", "requests", "images/s", "failed", "other bytes", "asked again", "failed unaided",
+                "share of replicas"]
         lines = [head, [":--", *["--:"] * 6, ":--", ":--"], *self.rows]
         return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
