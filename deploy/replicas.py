@@ -248,16 +248,16 @@ AGAIN = Again()
 
 def count_again() -> None:
     """The client does not tell of the calls that it makes again: its waits are counted where it makes them."""
-    from pixeld.client import sync
     from pixeld.client.retry import Backoff
 
-    class Counted(Backoff):
-        def after(self, error: Exception) -> float:
-            wait = super().after(error)
-            AGAIN.total += 1
-            return wait
+    after = Backoff.after
 
-    sync.Backoff = Counted
+    def counted(self: Backoff, error: Exception) -> float:
+        wait = after(self, error)
+        AGAIN.total += 1
+        return wait
+
+    Backoff.after = counted
 
 
 def draw(client: object, seed: int) -> tuple[bytes, bytes]:
