@@ -12,14 +12,18 @@ const PROTOS: [&str; 4] = [
     "pixeld/v1/model_service.proto",
     "inference/grpc_service.proto",
 ];
+/// Served on a listener of its own, so that reflection elsewhere must not know it.
+const ADMIN: &str = "pixeld/v1/admin_service.proto";
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
 
     println!("cargo::rerun-if-changed=proto");
-    let descriptors = protox::compile(PROTOS, ["proto"])?;
-    fs::write(out.join("pixeld_descriptor.bin"), prost::Message::encode_to_vec(&descriptors))?;
-    tonic_prost_build::configure().bytes(".").codec_path("crate::rpc::codec::Bounded").compile_fds(descriptors)?;
+    let [public, admin] = [&PROTOS[..], &[ADMIN]].map(|protos| protox::compile(protos, ["proto"]));
+    fs::write(out.join("pixeld_descriptor.bin"), prost::Message::encode_to_vec(&public?))?;
+    fs::write(out.join("pixeld_admin_descriptor.bin"), prost::Message::encode_to_vec(&admin?))?;
+    let all = protox::compile(PROTOS.iter().chain([&ADMIN]), ["proto"])?;
+    tonic_prost_build::configure().bytes(".").codec_path("crate::rpc::codec::Bounded").compile_fds(all)?;
 
     // Beside the binary first, as in a container image or a release archive; then where it was built.
     println!("cargo::rerun-if-env-changed=LIBTORCH");

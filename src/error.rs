@@ -138,6 +138,50 @@ pub enum Error {
         /// The first cause.
         why: String,
     },
+    /// The model is being unloaded and takes no new work, or was unloaded before the work was done.
+    #[error("model {name:?} is being unloaded")]
+    ModelDraining {
+        /// The model.
+        name: String,
+    },
+    /// Something else is being done with the model.
+    #[error("model {name:?} is being {doing}; try again when that is done")]
+    ModelBusy {
+        /// The model.
+        name: String,
+        /// What, as in "loaded".
+        doing: &'static str,
+    },
+    /// The model cannot be taken out.
+    #[error("model {name:?} is needed by {by}")]
+    ModelInUse {
+        /// The model.
+        name: String,
+        /// The alias or the model that names it.
+        by: String,
+    },
+    /// A new revision of the model was refused; the old one serves.
+    #[error("model {name:?} still serves revision {revision}, the new one was refused: {why}")]
+    ReloadFailed {
+        /// The model.
+        name: String,
+        /// The revision that serves.
+        revision: String,
+        /// The first cause, or every fault of the package.
+        why: String,
+    },
+    /// There is no memory for another model.
+    #[error("model {name:?} needs {wanted} bytes, {free} of the {limit} of engine.max_model_memory are free")]
+    ModelMemoryFull {
+        /// The model.
+        name: String,
+        /// Bytes that it needs.
+        wanted: u64,
+        /// Bytes that are free.
+        free: u64,
+        /// Bytes in all.
+        limit: u64,
+    },
     /// A promise the request asks for that this build or model cannot keep.
     #[error("{0}")]
     Unsupported(String),

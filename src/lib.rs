@@ -8,6 +8,7 @@ pub mod config;
 pub mod decode;
 pub mod engine;
 pub mod error;
+pub mod fleet;
 pub mod head;
 pub mod image;
 pub mod import;

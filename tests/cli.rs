@@ -144,7 +144,10 @@ fn help_of_each_command_tells_its_flags_and_gives_examples() {
                 "--json",
             ],
         ),
-        ("complete", &["--endpoint", "--model", "--keep-rows", "--count", "--class", "--out", "--out-dir", "--json", "<IMAGES>"]),
+        (
+            "complete",
+            &["--endpoint", "--model", "--keep-rows", "--count", "--class", "--out", "--out-dir", "--json", "<IMAGES>"],
+        ),
         ("upscale", &["--endpoint", "--model", "--count", "--class", "--out", "--out-dir", "--json", "<IMAGES>"]),
         ("score", &["--endpoint", "--model", "--npy", "--class", "--classes", "--per-value", "--json", "[IMAGES]"]),
         ("models", &["--endpoint", "--json"]),

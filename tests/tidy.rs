@@ -23,9 +23,10 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("job", &["model", "spec", "head", "image", "error"]),
     ("sched", &["job", "model", "image"]),
     ("engine", &["sched", "job", "model", "spec", "head", "noise", "image", "error", "machine", "metric"]),
-    ("config", &["engine", "job", "spec", "error", "machine"]),
+    ("fleet", &["engine", "repository", "model", "spec", "image", "error", "machine"]),
+    ("config", &["engine", "job", "model", "spec", "error", "machine"]),
     ("telemetry", &["config", "metric"]),
-    ("rpc", &["engine", "job", "model", "spec", "head", "noise", "image", "error", "metric"]),
+    ("rpc", &["fleet", "engine", "job", "model", "spec", "head", "noise", "image", "error", "metric", "machine"]),
 ];
 
 /// Libraries that belong to one room.

@@ -4,7 +4,7 @@ use tonic::transport::Channel;
 
 use super::failure::Failure;
 use crate::rpc::proto::model_service_client::ModelServiceClient;
-use crate::rpc::proto::{GetModelRequest, ListModelsRequest, Model, ModelState};
+use crate::rpc::proto::{Backend, GetModelRequest, ListModelsRequest, Model, ModelState, Precision};
 
 /// Largest answer that is taken: log-probabilities of every value of the largest image are a quarter of it.
 pub(super) const MAX_ANSWER: usize = 16 << 20;
@@ -53,12 +53,35 @@ pub(super) fn short(name: &str) -> &str {
 
 /// The state as a word.
 pub(super) fn state(model: &Model) -> &'static str {
-    match model.state() {
+    state_word(model.state())
+}
+
+/// The same of a state.
+pub(super) fn state_word(state: ModelState) -> &'static str {
+    match state {
         ModelState::Unspecified => "unknown",
         ModelState::Loading => "loading",
         ModelState::Warming => "warming",
         ModelState::Ready => "ready",
         ModelState::Draining => "draining",
         ModelState::Failed => "failed",
+    }
+}
+
+/// The backend as a word.
+pub(super) fn backend(backend: Backend) -> &'static str {
+    match backend {
+        Backend::Unspecified => "unknown",
+        Backend::Native => "native",
+        Backend::Torch => "torch",
+    }
+}
+
+/// The precision as a word.
+pub(super) fn precision(precision: Precision) -> &'static str {
+    match precision {
+        Precision::Unspecified => "unknown",
+        Precision::F32 => "f32",
+        Precision::Bf16 => "bf16",
     }
 }

@@ -1,9 +1,11 @@
 //! A channel to a server: one over the network, or the same server in this process behind a pipe of memory.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use tokio::io::DuplexStream;
+use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -11,7 +13,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 
 use super::failure::Failure;
 use super::packages;
-use crate::app::{App, AppError};
+use crate::app::AppError;
 use crate::config::Config;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -24,6 +26,8 @@ const PIPE_BYTES: usize = 1 << 20;
 pub(super) enum Target {
     /// On the server of this URL.
     Remote(String),
+    /// On the server that listens on this Unix socket.
+    Socket(PathBuf),
     /// In this process, as configured.
     Local(Box<Config>),
 }
@@ -53,6 +57,7 @@ pub(super) async fn several<T>(
     let connect = async {
         match target {
             Target::Remote(url) => remote(&url, windows).await,
+            Target::Socket(path) => socket(&path).await,
             Target::Local(config) => local(*config, windows).await,
         }
     };
@@ -122,10 +127,24 @@ async fn remote(url: &str, windows: &[Option<u32>]) -> Result<Connection, Failur
     Ok(Connection { channels, server: None })
 }
 
+/// A channel over a Unix socket.
+async fn socket(path: &Path) -> Result<Connection, Failure> {
+    let owned = path.to_owned();
+    let connector = tower::service_fn(move |_: Uri| {
+        let path = owned.clone();
+        async { UnixStream::connect(path).await.map(TokioIo::new) }
+    });
+    let endpoint = Endpoint::from_static("http://unix.socket").connect_timeout(CONNECT_TIMEOUT);
+    let channel = endpoint.connect_with_connector(connector).await.map_err(|error| {
+        let (cause, path) = (innermost(&error), path.display());
+        Failure::Unavailable(format!("cannot connect to {path}: {cause}; does `pixeld serve` have it as admin.listen?"))
+    })?;
+    Ok(Connection { channels: vec![channel], server: None })
+}
+
 /// Starts a server in this process and waits until its models are loaded, or refused.
 async fn local(config: Config, windows: &[Option<u32>]) -> Result<Connection, Failure> {
-    let sources = packages::sources(&config)?;
-    let app = App::start(config, sources);
+    let app = packages::start(config)?;
     app.loaded().await;
     let (clients, servers): (Vec<_>, Vec<_>) = windows.iter().map(|_| tokio::io::duplex(PIPE_BYTES)).unzip();
     let (stop, stopped) = oneshot::channel::<()>();

@@ -115,6 +115,7 @@ impl From<Status> for Failure {
         match status.code() {
             Code::InvalidArgument | Code::NotFound => Failure::Usage(text),
             Code::FailedPrecondition if reason == "UNSUPPORTED" => Failure::Usage(text),
+            Code::FailedPrecondition if reason == "MODEL_IN_USE" => Failure::Usage(text),
             Code::FailedPrecondition if reason == "MODEL_FAILED" => Failure::NotServing(text),
             Code::Internal | Code::DataLoss | Code::Unknown => Failure::Internal(text),
             _ => Failure::Unavailable(text),

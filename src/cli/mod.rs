@@ -1,6 +1,7 @@
 //! The command line: one file, or one folder, for each command. Whatever asks something of a server speaks gRPC, to one that
 //! `--endpoint` names or to the same server inside this process, so that there is one way for anything to happen.
 
+mod admin;
 mod assembly;
 mod bench;
 mod check;
@@ -61,6 +62,8 @@ enum Command {
     Score(score::Score),
     /// List models
     Models(models::Models),
+    /// Operate a server: load, reload and unload models, move aliases, end it
+    Admin(admin::Admin),
     /// Check the configuration and every model package, without serving
     Check(check::Check),
     /// Make a package of what other code trained
@@ -103,6 +106,7 @@ fn execute(command: Command) -> Result<(), Failure> {
             Command::Upscale(upscale) => Box::pin(upscale.run()).await,
             Command::Score(score) => Box::pin(score.run()).await,
             Command::Models(models) => Box::pin(models.run()).await,
+            Command::Admin(admin) => Box::pin(admin.run()).await,
             Command::Check(check) => Box::pin(check.run()).await,
             Command::Import(import) => Box::pin(import.run()).await,
             Command::Bench(bench) => Box::pin(bench.run()).await,

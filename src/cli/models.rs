@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::failure::Failure;
 use super::source::Source;
 use super::{client, connect, output};
-use crate::rpc::proto::{Backend, ImageShape, Model, Precision};
+use crate::rpc::proto::{ImageShape, Model};
 
 const AFTER_HELP: &str = "\
 Columns: shape is height x width x channels, from is the low-resolution image that each image is made from (its shape, or
@@ -50,6 +50,7 @@ struct Line<'a> {
     backend: &'static str,
     precision: &'static str,
     recomputes: bool,
+    aliases: &'a [String],
 }
 
 impl Models {
@@ -82,16 +83,9 @@ fn json(model: &Model) -> Line<'_> {
         device_bytes_per_image: model.device_bytes_per_image,
         held_out_bits_per_dim: model.held_out_bits_per_dim,
         recomputes: model.recomputes,
-        backend: match model.backend() {
-            Backend::Unspecified => "unknown",
-            Backend::Native => "native",
-            Backend::Torch => "torch",
-        },
-        precision: match model.precision() {
-            Precision::Unspecified => "unknown",
-            Precision::F32 => "f32",
-            Precision::Bf16 => "bf16",
-        },
+        aliases: &model.aliases,
+        backend: client::backend(model.backend()),
+        precision: client::precision(model.precision()),
     }
 }
 
@@ -100,7 +94,7 @@ fn drawn_by(model: &Model) -> Option<&str> {
     Some(client::short(&model.low_resolution_model)).filter(|name| !name.is_empty())
 }
 
-/// The models as a table with a line for each, and below it why any of them is not ready.
+/// The models as a table with a line for each, and below it their aliases and why any of them is not ready.
 pub(super) fn table(models: &[Model]) -> String {
     let heads = [
         "NAME", "STATE", "FAMILY", "SHAPE", "LEVELS", "FROM", "CLASSES", "SLOTS", "MEMORY", "STEP", "BITS/DIM",
@@ -148,6 +142,8 @@ pub(super) fn table(models: &[Model]) -> String {
             cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
         })
         .collect();
+    let known_as = models.iter().filter(|model| !model.aliases.is_empty());
+    lines.extend(known_as.map(|model| format!("{}: also {}", client::short(&model.name), model.aliases.join(", "))));
     let faults = models.iter().filter(|model| !model.state_message.is_empty());
     lines.extend(faults.map(|model| format!("{}: {}", client::short(&model.name), model.state_message)));
     lines.join("\n")
@@ -171,10 +167,17 @@ mod tests {
             device_bytes_per_image: 2048,
             held_out_bits_per_dim: Some(1.23456),
             recomputes: true,
+            aliases: vec!["a".into(), "b".into()],
             ..Model::default()
         };
         let low_resolution_shape = Some(ImageShape { height: 4, width: 3, channels: 3, levels: 4 });
-        let larger = Model { name: "models/larger".into(), low_resolution_shape, recomputes: false, ..good.clone() };
+        let larger = Model {
+            name: "models/larger".into(),
+            low_resolution_shape,
+            recomputes: false,
+            aliases: Vec::new(),
+            ..good.clone()
+        };
         let linked =
             Model { name: "models/linked".into(), low_resolution_model: "models/good".into(), ..larger.clone() };
         let bad = Model {
@@ -189,6 +192,7 @@ good    ready   toy     8x9x3  4       none   10       16     2.0 KiB  whole pas
 larger  ready   toy     8x9x3  4       4x3x3  10       16     2.0 KiB  goes on     1.235     0123456789ab
 linked  ready   toy     8x9x3  4       good   10       16     2.0 KiB  goes on     1.235     0123456789ab
 bad     failed                         none   none     0      0 B
+good: also a, b
 bad: no weights";
         assert_eq!(table(&[good, larger, linked, bad]), expected);
     }

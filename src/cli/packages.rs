@@ -1,17 +1,17 @@
 //! Which packages a server in this process serves.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::failure::Failure;
-use crate::app;
+use crate::app::{self, App};
 use crate::config::Config;
-use crate::engine::{SCORE_IMAGES, cohort};
-use crate::error::Violations;
+use crate::engine::SCORE_IMAGES;
 use crate::model::Placement;
 use crate::repository::{self, Limits, Source};
-use crate::{machine, torch};
+use crate::torch;
 
 /// A package that is part of the program.
 struct Embedded {
@@ -26,37 +26,38 @@ const EMBEDDED: &[Embedded] = &[Embedded {
     weights: include_bytes!("../../models/digits/weights.pt"),
 }];
 
-/// Every package that `config` names, yet to be loaded. Also settles how many threads libtorch may use, which must
-/// happen before the first of them is.
-pub(super) fn sources(config: &Config) -> Result<Vec<app::Source>, Failure> {
+/// An app of every package that `config` names, which finds more of them later. Also settles how many threads libtorch may
+/// use, which must happen before the first of them is loaded.
+pub(super) fn start(config: Config) -> Result<App, Failure> {
     torch::limit_threads(config.engine.threads());
-    let (config_slots, shards) = (config.engine.slots, config.engine.shards());
+    let sources = sources(&config)?;
+    if sources.is_empty() {
+        tracing::warn!("there are no models to serve: name a directory of packages with --models");
+    }
+    let later = config.clone();
+    let find = move || sources_or_why(&later);
+    Ok(App::start_with(config, sources, Arc::new(find)))
+}
+
+fn sources_or_why(config: &Config) -> Result<Vec<app::Source>, String> {
+    sources(config).map_err(|failure| failure.message().unwrap_or_default().to_owned())
+}
+
+/// Every package that `config` names, yet to be loaded.
+fn sources(config: &Config) -> Result<Vec<app::Source>, Failure> {
     let placement = Placement {
-        slots: config_slots.unwrap_or(1),
+        slots: config.engine.slots.unwrap_or(1),
         score_images: SCORE_IMAGES,
         backend: config.engine.backend,
         precision: config.engine.precision,
     };
     let limits = Limits { weights_bytes: config.models.max_weight_bytes };
-    let load = move |package| {
-        let model = repository::load(&package, placement, limits)?;
-        if config_slots.is_some() {
-            return Ok(model);
-        }
-        // Only a model that has been built knows what it takes.
-        let slots = cohort::slots(model.spec(), shards, machine::last_level_cache());
-        model.shard(slots).map_err(|error| {
-            let mut violations = Violations::new();
-            violations.add("engine.slots", error.to_string());
-            violations
-        })
+    let source = |(name, package): (String, Source)| {
+        let inspected = package.clone();
+        app::Source::new(name, move || repository::load(&package, placement, limits))
+            .inspected(move || repository::outline(&inspected, limits))
     };
-    let found = packages(config)?;
-    if found.is_empty() {
-        tracing::warn!("there are no models to serve: name a directory of packages with --models");
-    }
-    let source = |(name, package)| app::Source::new(name, move || load(package));
-    Ok(found.into_iter().map(source).collect())
+    Ok(packages(config)?.into_iter().map(source).collect())
 }
 
 /// By name; a package on disk goes before an embedded one.

@@ -136,7 +136,8 @@ impl Score {
         };
         let completed = connect::with(self.source.target()?, work).await?;
 
-        let ScoringCompleted { item_count, mean_bits_per_dim, bits_per_dim_standard_error, model_revision } = completed;
+        let ScoringCompleted { item_count, mean_bits_per_dim, bits_per_dim_standard_error, model_revision, .. } =
+            completed;
         if self.json {
             let revision = model_revision.as_str();
             return output::json(&Totals {

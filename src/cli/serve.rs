@@ -1,5 +1,6 @@
 //! `pixeld serve`: the daemon.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use clap::Args;
@@ -9,14 +10,16 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::failure::Failure;
 use super::source::Settings;
 use super::{output, packages};
-use crate::app::App;
+use crate::config::AdminAddress;
 use crate::engine::{self, catalogue::Catalogue};
-use crate::rpc::{Listener, serves};
+use crate::fleet::{Fleet, Rescan};
+use crate::rpc::{AdminListener, Listener, serves};
 use crate::telemetry::{self, metrics};
 
 const AFTER_HELP: &str = "\
 Prints `listening on ADDRESS` to standard output once clients can connect, `ready` once no model loads any more, and logs to standard error. The first SIGTERM
-or SIGINT lets running requests finish within server.drain_timeout; the second ends at once.
+or SIGINT lets running requests finish within server.drain_timeout; the second ends at once. SIGHUP looks for packages: new
+ones are loaded, changed ones reloaded beside the revision that serves.
 
 Examples:
   pixeld serve --models ./models
@@ -39,7 +42,7 @@ impl Serve {
         let config = self.settings.load(self.listen.as_deref(), None)?;
         let _telemetry = telemetry::init(&config.log, &config.trace)
             .map_err(|error| Failure::Usage(format!("trace.endpoint: {error}")))?;
-        let mut signals = Signals::new()?;
+        let (mut signals, hangups) = (Signals::new()?, listen(SignalKind::hangup())?);
         let address = config.server.listen;
         let listener = Listener::bind(address).await.map_err(|error| {
             Failure::Usage(format!("cannot listen on {address}: {error}; choose another with --listen"))
@@ -49,15 +52,26 @@ impl Serve {
             metrics::serve(listen)
                 .map_err(|error| Failure::Usage(format!("metrics.listen: cannot listen on {listen}: {error}")))?;
         }
-        let sources = packages::sources(&config)?;
-        let observing = config.metrics.listen.is_some();
-        let app = App::start(config, sources);
+        let (observing, admin) = (config.metrics.listen.is_some(), config.admin.listen.clone());
+        let admin = match &admin {
+            Some(address) => Some(
+                bind(address)
+                    .await
+                    .map_err(|error| Failure::Usage(format!("admin.listen: cannot listen on {address}: {error}")))?,
+            ),
+            None => None,
+        };
+        let mut app = packages::start(config)?;
+        if let Some(admin) = admin {
+            app.administer(admin).map_err(|error| Failure::Internal(error.to_string()))?;
+        }
         if observing {
             tokio::spawn(observe(app.catalogue().clone()));
         }
         if let Some(patience) = sd_notify::watchdog_enabled() {
             tokio::spawn(tell_of_life(app.catalogue().clone(), patience));
         }
+        tokio::spawn(rescan(hangups, app.fleet().clone()));
         output::line(&format!("listening on {bound}"))?;
 
         let loaded = app.loaded();
@@ -91,10 +105,10 @@ impl Serve {
 
 /// Keeps the gauges as they are.
 async fn observe(catalogue: Catalogue) {
-    let mut ticks = tokio::time::interval(Duration::from_secs(1));
+    let (mut ticks, mut seen) = (tokio::time::interval(Duration::from_secs(1)), BTreeSet::new());
     loop {
         ticks.tick().await;
-        engine::observe(&catalogue);
+        engine::observe(&catalogue, &mut seen);
         metrics::observe_process();
     }
 }
@@ -117,6 +131,31 @@ async fn tell_of_life(catalogue: Catalogue, patience: Duration) {
     }
 }
 
+async fn bind(address: &AdminAddress) -> std::io::Result<AdminListener> {
+    match address {
+        AdminAddress::Unix(path) => AdminListener::unix(path),
+        AdminAddress::Loopback(address) => AdminListener::loopback(*address).await,
+    }
+}
+
+/// Looks for packages whenever it is told to.
+async fn rescan(mut hangups: Signal, fleet: Fleet) {
+    while hangups.recv().await.is_some() {
+        tracing::info!("looking for packages");
+        match fleet.rescan().await {
+            Ok(Rescan { loaded, reloaded, unchanged, failed }) => {
+                let failed: Vec<_> = failed.into_iter().map(|(name, _)| name).collect();
+                tracing::info!(?loaded, ?reloaded, ?unchanged, ?failed, "looked for packages");
+            }
+            Err(why) => tracing::error!(why, "cannot look for packages"),
+        }
+    }
+}
+
+fn listen(kind: SignalKind) -> Result<Signal, Failure> {
+    signal(kind).map_err(|error| Failure::Internal(format!("cannot wait for signals: {error}")))
+}
+
 /// The two signals that end a daemon.
 struct Signals {
     terminate: Signal,
@@ -125,8 +164,6 @@ struct Signals {
 
 impl Signals {
     fn new() -> Result<Self, Failure> {
-        let listen =
-            |kind| signal(kind).map_err(|error| Failure::Internal(format!("cannot wait for signals: {error}")));
         Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
     }
 

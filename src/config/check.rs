@@ -13,14 +13,18 @@ use humantime_serde::re::humantime::{format_duration, parse_duration};
 use tracing_subscriber::EnvFilter;
 
 use super::layers::Setting;
-use super::{Config, Engine, Log, Metrics, Models, Server, Trace};
+use super::{Admin, AdminAddress, Config, Engine, Log, Metrics, Models, Server, Trace};
 use crate::engine::EngineConfig;
+use crate::engine::catalogue::bare;
 use crate::error::Violations;
 use crate::job::Limits;
+use crate::model::manifest::check_name;
 use crate::spec::{Backend, Precision};
 
 /// A number that the machine and the model decide.
 pub(super) const AUTO: &str = "auto";
+/// No limit.
+pub(super) const NONE: &str = "none";
 const LONGEST_DRAIN: Duration = Duration::from_secs(24 * 60 * 60);
 /// Below this not even the message of a small image fits.
 const SMALLEST_MESSAGE: ByteSize = ByteSize::kib(4);
@@ -44,6 +48,7 @@ pub(super) fn check(settings: BTreeMap<String, Setting>) -> Result<Config, Viola
             root: reader.read("models.root", |text| Ok((!text.is_empty()).then(|| PathBuf::from(text)))).flatten(),
             embedded: reader.flag("models.embedded"),
             max_weight_bytes: reader.bytes("models.max_weight_bytes", ByteSize::b(1)..=LARGEST_WEIGHTS),
+            aliases: reader.aliases("models.aliases"),
         },
         engine: Engine {
             shards: reader.number_or_auto("engine.shards", 1..=1024),
@@ -51,6 +56,7 @@ pub(super) fn check(settings: BTreeMap<String, Setting>) -> Result<Config, Viola
             backend: reader.read("engine.backend", parse_backend).unwrap_or_default(),
             precision: reader.read("engine.precision", parse_precision).unwrap_or_default(),
             threads: reader.number_or_auto("engine.threads", 1..=1024),
+            max_model_bytes: reader.read("engine.max_model_memory", parse_memory_or_none).flatten(),
             engine: EngineConfig {
                 queue_images: reader.number("engine.queue_images", 1..=1_000_000),
                 score_share: reader.read("engine.score_share", parse_share).unwrap_or_default(),
@@ -60,6 +66,7 @@ pub(super) fn check(settings: BTreeMap<String, Setting>) -> Result<Config, Viola
             images_per_request: reader.number("limits.images_per_request", 1..=Limits::MOST),
             items_per_request: reader.number("limits.items_per_request", 1..=Limits::MOST),
         },
+        admin: Admin { listen: reader.read("admin.listen", parse_admin).flatten() },
         metrics: Metrics { listen: reader.read("metrics.listen", parse_address_or_none).flatten() },
         log: Log { filter: reader.read("log.filter", parse_filter).unwrap_or_default(), json: reader.flag("log.json") },
         trace: Trace {
@@ -133,6 +140,26 @@ impl Reader {
         self.read(key, |text| within(ByteSize::from_str(text), &range, &rule)).unwrap_or_default().as_u64()
     }
 
+    /// Every setting in the section `section`: an alias and the model that it stands for.
+    fn aliases(&mut self, section: &'static str) -> BTreeMap<String, String> {
+        self.known.push(section);
+        // A section with nothing in it is a setting by itself.
+        if self.settings.get(section).is_some_and(|setting| setting.text.is_none()) {
+            self.settings.remove(section);
+        }
+        let prefix = format!("{section}.");
+        let here = self.settings.extract_if(.., |key, _| key.starts_with(&prefix));
+        let mut aliases = BTreeMap::new();
+        for (key, Setting { text, origin }) in here {
+            let (alias, model) = (key.trim_start_matches(&prefix), text.as_deref().map(bare).unwrap_or_default());
+            match check_name(alias).and_then(|()| check_name(model)) {
+                Ok(()) => _ = aliases.insert(alias.to_owned(), model.to_owned()),
+                Err(rule) => self.violations.add(key, format!("a name {rule} (from {origin})")),
+            }
+        }
+        aliases
+    }
+
     fn flag(&mut self, key: &'static str) -> bool {
         self.read(key, |text| text.parse().map_err(|_| "true or false".to_owned())).unwrap_or_default()
     }
@@ -144,7 +171,7 @@ impl Reader {
             let mut near: Vec<_> =
                 self.known.iter().filter(|known| known.starts_with(&format!("{section}."))).copied().collect();
             if near.is_empty() {
-                near = vec!["server", "models", "engine", "limits", "metrics", "log", "trace"];
+                near = vec!["server", "models", "engine", "limits", "admin", "metrics", "log", "trace"];
             }
             self.violations.add(key, format!("is not a setting (from {origin}); there are {}", near.join(", ")));
         }
@@ -162,6 +189,20 @@ fn parse_address(text: &str) -> Result<SocketAddr, String> {
 
 fn parse_address_or_none(text: &str) -> Result<Option<SocketAddr>, String> {
     if text.is_empty() { Ok(None) } else { parse_address(text).map(Some) }
+}
+
+fn parse_admin(text: &str) -> Result<Option<AdminAddress>, String> {
+    if text.is_empty() { Ok(None) } else { text.parse().map(Some) }
+}
+
+/// `None` for `none`.
+fn parse_memory_or_none(text: &str) -> Result<Option<u64>, String> {
+    if text == NONE {
+        return Ok(None);
+    }
+    let range = ByteSize::b(1)..=LARGEST_MEMORY;
+    let rule = format!("\"{NONE}\" or a size such as \"16 GiB\", at most {LARGEST_MEMORY}");
+    within(ByteSize::from_str(text), &range, &rule).map(|size| Some(size.as_u64()))
 }
 
 fn parse_drain_timeout(text: &str) -> Result<Duration, String> {

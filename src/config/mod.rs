@@ -6,8 +6,11 @@ mod print;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 pub use layers::{Flag, Layers, load};
@@ -28,6 +31,8 @@ pub struct Config {
     pub engine: Engine,
     /// What a request may ask for.
     pub limits: Limits,
+    /// Where operators are served.
+    pub admin: Admin,
     /// Where metrics are.
     pub metrics: Metrics,
     /// What is logged.
@@ -62,6 +67,8 @@ pub struct Models {
     pub embedded: bool,
     /// Largest weights file, in bytes.
     pub max_weight_bytes: u64,
+    /// Other names of models, and what they stand for at the start.
+    pub aliases: BTreeMap<String, String>,
 }
 
 /// How models are run.
@@ -77,6 +84,8 @@ pub struct Engine {
     pub precision: Precision,
     /// Threads libtorch uses inside one operation; `None` for a shard's share of the cores.
     pub threads: Option<u32>,
+    /// Memory that all models together may take, in bytes; `None` for no limit.
+    pub max_model_bytes: Option<u64>,
     /// The rest.
     pub engine: EngineConfig,
 }
@@ -96,6 +105,48 @@ impl Engine {
     #[must_use]
     pub fn threads(&self) -> u32 {
         self.threads.unwrap_or_else(|| (machine::cores() / self.shards()).max(1))
+    }
+}
+
+/// The listener of operators.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Admin {
+    /// Where; `None`: there is none.
+    pub listen: Option<AdminAddress>,
+}
+
+/// Where operators are served. Whoever can connect there may do everything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AdminAddress {
+    /// A Unix socket, whose permissions say who can.
+    Unix(PathBuf),
+    /// A loopback address and a port: whoever is on this machine can.
+    Loopback(SocketAddr),
+}
+
+/// What a Unix socket's path begins with in the configuration.
+const UNIX: &str = "unix:";
+
+impl FromStr for AdminAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let path = text.strip_prefix(UNIX).map(Path::new);
+        let unix = path.filter(|path| path.is_absolute()).map(|path| Self::Unix(path.to_owned()));
+        let loopback =
+            || text.parse().ok().filter(|address: &SocketAddr| address.ip().is_loopback()).map(Self::Loopback);
+        unix.or_else(loopback).ok_or_else(|| {
+            "unix: and an absolute path, or a loopback address and a port such as 127.0.0.1:50052".to_owned()
+        })
+    }
+}
+
+impl fmt::Display for AdminAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            AdminAddress::Unix(path) => write!(f, "{UNIX}{}", path.display()),
+            AdminAddress::Loopback(address) => write!(f, "{address}"),
+        }
     }
 }
 

@@ -7,13 +7,19 @@ use humantime_serde::re::humantime::format_duration;
 use toml::Value;
 
 use super::Config;
-use super::check::AUTO;
+use super::check::{AUTO, NONE};
 
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let root = self.models.root.as_deref().map(|root| root.to_string_lossy().into_owned()).unwrap_or_default();
         let metrics = self.metrics.listen.map(|listen| listen.to_string()).unwrap_or_default();
-        let sections: [(&str, &[(&str, Value)]); 7] = [
+        let admin = self.admin.listen.as_ref().map(ToString::to_string).unwrap_or_default();
+        // Quoted, since a dot in a name would begin another section.
+        let aliases =
+            self.models.aliases.iter().map(|(alias, model)| (format!("\"{alias}\""), Value::from(model.as_str())));
+        let aliases: Vec<_> = aliases.collect();
+        let aliases: Vec<_> = aliases.iter().map(|(alias, model)| (alias.as_str(), model.clone())).collect();
+        let sections: [(&str, &[(&str, Value)]); 9] = [
             (
                 "server",
                 &[
@@ -33,6 +39,7 @@ impl fmt::Display for Config {
                     ("max_weight_bytes", size(self.models.max_weight_bytes)),
                 ],
             ),
+            ("models.aliases", &aliases),
             (
                 "engine",
                 &[
@@ -41,6 +48,7 @@ impl fmt::Display for Config {
                     ("backend", self.engine.backend.name().into()),
                     ("precision", self.engine.precision.name().into()),
                     ("threads", number_or_auto(self.engine.threads)),
+                    ("max_model_memory", self.engine.max_model_bytes.map_or_else(|| NONE.into(), size)),
                     ("queue_images", self.engine.engine.queue_images.into()),
                     ("score_share", self.engine.engine.score_share.into()),
                 ],
@@ -52,6 +60,7 @@ impl fmt::Display for Config {
                     ("items_per_request", self.limits.items_per_request.into()),
                 ],
             ),
+            ("admin", &[("listen", admin.into())]),
             ("metrics", &[("listen", metrics.into())]),
             ("log", &[("filter", self.log.filter.clone().into()), ("json", self.log.json.into())]),
             (

@@ -43,16 +43,18 @@ fn the_defaults_are_those_of_the_example_file() {
             max_streams_per_connection: 1024,
             drain_timeout: Duration::from_secs(30),
         },
-        models: Models { root: None, embedded: true, max_weight_bytes: 8 << 30 },
+        models: Models { root: None, embedded: true, max_weight_bytes: 8 << 30, aliases: BTreeMap::new() },
         engine: Engine {
             shards: None,
             slots: None,
             backend: Backend::Native,
             precision: Precision::F32,
             threads: None,
+            max_model_bytes: None,
             engine: EngineConfig { queue_images: 1024, score_share: 0.25 },
         },
         limits: Limits { images_per_request: 256, items_per_request: 256 },
+        admin: Admin::default(),
         metrics: Metrics::default(),
         log: Log { filter: "info".to_owned(), json: false },
         trace: Trace { endpoint: None, ratio: 1.0 },
@@ -134,6 +136,36 @@ fn a_setting_that_does_not_exist_is_refused_wherever_it_comes_from() {
 }
 
 #[test]
+fn aliases_are_read_from_every_layer_and_must_be_names() {
+    let file = file("[models.aliases]\nstable = \"digits\"\n\"v1.2\" = \"letters\"\n");
+    let layers = Layers {
+        file: Some(file.path().to_owned()),
+        environment: environment(&[("PIXELD__MODELS__ALIASES__CANARY", "models/digits")]),
+        flags: vec![set("models.aliases.stable", "letters")],
+        ..isolated()
+    };
+    let expected = [("canary", "digits"), ("stable", "letters"), ("v1.2", "letters")];
+    let expected = expected.map(|(alias, model)| (alias.to_owned(), model.to_owned()));
+    assert_eq!(load(&layers).unwrap().models.aliases, BTreeMap::from(expected));
+    let wrong = [set("models.aliases.a b", "digits"), set("models.aliases.c", ""), set("models.aliases.d", "E")];
+    for flag in wrong.clone() {
+        assert!(load(&Layers { flags: vec![flag.clone()], ..isolated() }).is_err(), "{flag:?}");
+    }
+}
+
+#[test]
+fn operators_are_served_on_a_socket_with_a_whole_path_or_on_this_machine_alone() {
+    let listen =
+        |text| load(&Layers { flags: vec![set("admin.listen", text)], ..isolated() }).map(|it| it.admin.listen);
+    assert_eq!(listen(""), Ok(None));
+    assert_eq!(listen("unix:/run/a.sock"), Ok(Some(AdminAddress::Unix("/run/a.sock".into()))));
+    assert_eq!(listen("[::1]:7"), Ok(Some(AdminAddress::Loopback("[::1]:7".parse().unwrap()))));
+    for wrong in ["unix:run/a.sock", "unix:", "/run/a.sock", "0.0.0.0:50052", "192.0.2.1:1", "localhost:1"] {
+        assert_eq!(fields(&listen(wrong).unwrap_err()), ["admin.listen"], "{wrong}");
+    }
+}
+
+#[test]
 fn limits_that_the_queue_could_never_hold_are_refused() {
     let violations = load(&Layers { flags: vec![set("engine.queue_images", "255")], ..isolated() }).unwrap_err();
     assert_eq!(fields(&violations), ["limits.images_per_request", "limits.items_per_request"]);
@@ -176,6 +208,9 @@ fn the_printed_configuration_reads_back_as_the_same() {
             set("log.filter", "info,pixeld[span{field=\"x\"}]=debug"),
             set("engine.score_share", "0.1"),
             set("engine.shards", "3"),
+            set("engine.max_model_memory", "3 GiB"),
+            set("admin.listen", "unix:/run/pixeld/admin.sock"),
+            set("models.aliases.stable", "models/digits"),
             set("engine.slots", "5"),
         ],
         ..isolated()

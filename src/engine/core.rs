@@ -219,12 +219,10 @@ impl Core {
                     promise.image_done()
                 })
             }
-            Some(Job::Score { reply, .. }) => {
-                self.pass.take(image).is_some_and(|score| {
-                    self.meter.image_scored();
-                    reply.enter(image.index, score)
-                })
-            }
+            Some(Job::Score { reply, .. }) => self.pass.take(image).is_some_and(|score| {
+                self.meter.image_scored();
+                reply.enter(image.index, score)
+            }),
             // A sibling failed.
             None => return,
         };

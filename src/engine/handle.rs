@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::core::Command;
 use super::event::{Promise, SampleBuffer};
@@ -33,11 +34,49 @@ pub struct Handle {
     /// One for each shard.
     commands: Arc<[SyncSender<Command>]>,
     pub(super) shared: Arc<Shared>,
+    /// Held by those who may still send requests.
+    _lease: Option<TaskTrackerToken>,
 }
 
 impl Handle {
     pub(super) fn new(commands: Vec<SyncSender<Command>>, shared: Arc<Shared>) -> Self {
-        Self { commands: commands.into(), shared }
+        Self { commands: commands.into(), shared, _lease: None }
+    }
+
+    /// The same for somebody who is about to send requests: [`finished`](Self::finished) waits until it is gone, and its
+    /// clones.
+    #[must_use]
+    pub fn leased(&self) -> Self {
+        Self { _lease: Some(self.shared.leases.token()), ..self.clone() }
+    }
+
+    /// Whether `other` feeds the same engine.
+    #[must_use]
+    pub fn is_same(&self, other: &Handle) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
+    /// Resolves when all has ended of those who were to send requests here: call it where nobody is sent any more. Whoever has
+    /// a [`leased`](Self::leased) handle is still admitted, then nothing new is.
+    pub async fn finished(&self) {
+        self.shared.leases.close();
+        self.shared.leases.wait().await;
+        self.drain();
+        self.drained().await;
+    }
+
+    /// About how long an image that came now would wait for a slot, at the latest pace; `None` before a step was measured.
+    /// Images leave a slot free when they are done, so one that waits has those before it and those in the slots to outlast.
+    #[must_use]
+    pub fn estimated_wait(&self) -> Option<Duration> {
+        let (load, spec) = (self.load(), self.spec());
+        if load.step.is_zero() {
+            return None;
+        }
+        let ahead = (load.running + load.queued + 1).saturating_sub(load.slots);
+        let steps = spec.shape.values().div_ceil(spec.values_per_step().max(1));
+        let seconds = load.step.as_secs_f64() * f64::from(steps) * f64::from(ahead) / f64::from(load.slots.max(1));
+        Duration::try_from_secs_f64(seconds).ok()
     }
 
     /// What the model promises; its slots are those of all shards.
@@ -144,10 +183,10 @@ impl Handle {
         }
     }
 
-    /// Tells the threads to end what is left.
-    pub(super) fn stop(&self) {
+    /// Tells the threads to end what is left, with `error`.
+    pub(super) fn stop(&self, error: Error) {
+        self.shared.stop(error);
         self.shared.drain();
-        self.shared.stop();
         for commands in self.commands.iter() {
             // A full channel wakes the shard as well.
             let _ = commands.try_send(Command::Wake);
@@ -182,7 +221,7 @@ impl Handle {
     fn serving(&self) -> Result<(), Error> {
         match &*self.shared.health.borrow() {
             Health::Warming | Health::Ready => Ok(()),
-            Health::Draining => Err(Error::Draining),
+            Health::Draining => Err(self.shared.end().cloned().unwrap_or(Error::Draining)),
             Health::Failed(why) => Err(Error::ModelFailed { name: self.spec().name.clone(), why: why.clone() }),
         }
     }

@@ -1,9 +1,11 @@
 //! What the engine counts for whoever exports it: handles of a shard, and gauges of all models, read when they are asked for.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use metrics::{Counter, Histogram};
 
+use super::Handle;
 use super::catalogue::{Catalogue, State};
 use crate::metric;
 
@@ -58,18 +60,20 @@ impl Meter {
     }
 }
 
-/// Sets the gauges of every model of `catalogue` to what they are now.
-pub fn observe(catalogue: &Catalogue) {
-    for (name, state) in catalogue.list() {
+/// Sets the gauges of every model of `catalogue` to what they are now, and of those that `seen` has and that are gone to zero.
+/// A gauge cannot be taken back.
+pub fn observe(catalogue: &Catalogue, seen: &mut BTreeSet<String>) {
+    let models = catalogue.list();
+    let gone = seen.iter().filter(|name| !models.contains_key(*name)).cloned().collect::<Vec<_>>();
+    seen.extend(models.keys().cloned());
+    let all = models.into_iter().map(|(name, state)| (name, Some(state)));
+    for (name, state) in all.chain(gone.into_iter().map(|name| (name, None))) {
         let set = |metric: metric::Metric, value: f64| {
             metrics::gauge!(metric.name, "model" => name.clone()).set(value);
         };
-        let State::Serving { handle, .. } = state else {
-            set(metric::READY, 0.0);
-            continue;
-        };
-        let load = handle.load();
-        set(metric::READY, f64::from(u8::from(!catalogue.is_draining())));
+        let ready = matches!(state, Some(State::Serving { .. })) && !catalogue.is_draining();
+        set(metric::READY, f64::from(u8::from(ready)));
+        let load = state.as_ref().and_then(State::handle).map(Handle::load).unwrap_or_default();
         set(metric::SLOTS, load.slots.into());
         set(metric::RUNNING, load.running.into());
         set(metric::QUEUED, load.queued.into());

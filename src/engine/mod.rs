@@ -5,6 +5,7 @@ pub mod cohort;
 mod core;
 pub mod event;
 mod execute;
+pub mod footprint;
 mod gauges;
 mod guarded;
 mod handle;

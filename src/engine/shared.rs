@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio_util::task::TaskTracker;
 
 use super::core::SCORE_IMAGES;
 use super::gauges::{Gauges, Load};
@@ -35,6 +36,8 @@ pub(super) struct Shared {
     pub(super) scoring: Places,
     /// Held while a job is divided and sent: two that came at once would find the same shard idle.
     pub(super) submitting: Mutex<()>,
+    /// One for each handle of somebody who may still send requests.
+    pub(super) leases: TaskTracker,
     next_job: AtomicU64,
     /// Shards that have not warmed up.
     cold: AtomicU32,
@@ -54,6 +57,7 @@ impl Shared {
             sampling: Places::new(queue_images.saturating_add(slots)),
             scoring: Places::new(queue_images.saturating_add(scored_together)),
             submitting: Mutex::default(),
+            leases: TaskTracker::new(),
             next_job: AtomicU64::new(0),
             cold: AtomicU32::new(shards),
             end: OnceLock::new(),
@@ -118,8 +122,9 @@ impl Shared {
         self.change_health(|health| matches!(health, Health::Warming | Health::Ready).then_some(Health::Draining));
     }
 
-    pub(super) fn stop(&self) {
-        self.end.get_or_init(|| Error::Draining);
+    /// Ends whatever is left with `error`.
+    pub(super) fn stop(&self, error: Error) {
+        self.end.get_or_init(|| error);
     }
 
     /// What to end everything with, if it is to end.

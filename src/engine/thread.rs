@@ -66,7 +66,12 @@ impl Engine {
 
     /// Ends whatever is left with [`Error::Draining`] and waits for the threads, which is as long as a step takes.
     pub fn stop(self) {
-        self.handle.stop();
+        self.stop_with(Error::Draining);
+    }
+
+    /// The same with another error.
+    pub fn stop_with(self, error: Error) {
+        self.handle.stop(error);
         for thread in self.threads {
             if let Err(payload) = thread.join() {
                 tracing::error!(cause = message(payload.as_ref()), "engine thread panicked");

@@ -58,6 +58,31 @@ pub fn load(source: &Source, placement: Placement, limits: Limits) -> Result<Box
     Ok(model)
 }
 
+/// What a package says of itself, its weights unread.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outline {
+    /// Digest of weights and manifest, as the manifest tells them.
+    pub revision: String,
+    /// Bytes of the weights file; 0 if there is none. The model takes at least as much memory.
+    pub weight_bytes: u64,
+}
+
+/// Reads what a package says of itself.
+///
+/// # Errors
+/// As [`load`], of the manifest and of the size of the weights file.
+pub fn outline(source: &Source, limits: Limits) -> Result<Outline, Violations> {
+    let manifest = manifest(source)?;
+    let weight_bytes = match &manifest.weights {
+        Some(weights) => {
+            let opened = source.open(&weights.file, limits.weights_bytes);
+            opened.map_err(|why| Violations::one("weights.file", why))?.1
+        }
+        None => 0,
+    };
+    Ok(Outline { revision: manifest.revision, weight_bytes })
+}
+
 /// Refuses tensors that take more memory than a weights file may be long: an archive can say that one number is a billion.
 fn check_size(tensors: &[TensorSpec], limits: Limits) -> Result<(), Violations> {
     let numbers = |tensor: &TensorSpec| tensor.shape.iter().fold(1, |all: u64, &n| all.saturating_mul(n));

@@ -1,5 +1,6 @@
 //! From what the engine and the catalogue know to what goes over the wire.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -113,8 +114,27 @@ pub(super) fn timing(timing: Timing) -> proto::Timing {
     }
 }
 
-fn duration(duration: Duration) -> Option<prost_types::Duration> {
+pub(super) fn duration(duration: Duration) -> Option<prost_types::Duration> {
     duration.try_into().ok()
+}
+
+pub(super) fn backend(backend: Backend) -> proto::Backend {
+    match backend {
+        Backend::Native => proto::Backend::Native,
+        Backend::Torch => proto::Backend::Torch,
+    }
+}
+
+pub(super) fn precision(precision: Precision) -> proto::Precision {
+    match precision {
+        Precision::F32 => proto::Precision::F32,
+        Precision::Bf16 => proto::Precision::Bf16,
+    }
+}
+
+/// The names in `aliases` that stand for `model`.
+pub(super) fn aliases(aliases: &BTreeMap<String, String>, model: &str) -> Vec<String> {
+    aliases.iter().filter(|(_, of)| *of == model).map(|(alias, _)| alias.clone()).collect()
 }
 
 /// A model as the catalogue lists it.
@@ -130,8 +150,9 @@ pub(super) fn model(name: &str, state: &State, draining: bool) -> proto::Model {
         State::Failed { why } => {
             return proto::Model { state_message: cut(why, MAX_WORDS), ..listed(proto::ModelState::Failed) };
         }
-        State::Serving { handle, since } => (handle, *since),
+        State::Serving { handle, since } | State::Draining { handle, since } => (handle, *since),
     };
+    let draining = draining || matches!(state, State::Draining { .. });
     let spec = handle.spec();
     proto::Model {
         revision: spec.revision.clone(),
@@ -150,14 +171,8 @@ pub(super) fn model(name: &str, state: &State, draining: bool) -> proto::Model {
         blocks: blocks(spec.order),
         held_out_bits_per_dim: spec.held_out_bits_per_dim,
         recomputes: spec.execution.recomputes,
-        backend: match spec.execution.backend {
-            Backend::Native => proto::Backend::Native.into(),
-            Backend::Torch => proto::Backend::Torch.into(),
-        },
-        precision: match spec.execution.precision {
-            Precision::F32 => proto::Precision::F32.into(),
-            Precision::Bf16 => proto::Precision::Bf16.into(),
-        },
+        backend: backend(spec.execution.backend).into(),
+        precision: precision(spec.execution.precision).into(),
         ..listed(if draining { proto::ModelState::Draining } else { proto::ModelState::Ready })
     }
 }

@@ -140,7 +140,7 @@ fn in_our_words(answer: Response<tonic::body::Body>) -> Response<tonic::body::Bo
 
 /// Every method that is served, as a path.
 static METHODS: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
-    [proto::DESCRIPTORS, tonic_health::pb::FILE_DESCRIPTOR_SET]
+    [proto::DESCRIPTORS, proto::ADMIN_DESCRIPTORS, tonic_health::pb::FILE_DESCRIPTOR_SET]
         .into_iter()
         .filter_map(|set| FileDescriptorSet::decode(set).ok())
         .flat_map(|set| set.file)

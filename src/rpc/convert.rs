@@ -295,7 +295,7 @@ pub(super) fn known_enum<E: TryFrom<i32> + Default>(given: i32, field: &str, vio
     })
 }
 
-fn duration(
+pub(super) fn duration(
     given: Option<prost_types::Duration>,
     field: &str,
     shortest: Duration,

@@ -2,12 +2,13 @@
 //!
 //! | name | serving |
 //! | --- | --- |
-//! | `""`, `readiness`, the generation and the scoring service | every package has been looked at, a model serves, no drain |
+//! | `""`, `readiness`, the generation and the scoring service | every package that was there at the start has been looked at, a model serves, no drain |
+//! | the admin service | always: it answers to the end |
 //! | the model service | until the drain: it answers while models load |
-//! | `models/{model}` | that model serves, no drain |
+//! | `models/{model}` | that model serves, no drain; an alias is a name too. Unknown once it is unloaded |
 //! | `liveness` | no model has work and gets nothing done; one that drains or is full lives |
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use tonic::server::NamedService;
@@ -15,6 +16,7 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use super::answer::model_name;
+use super::proto::admin_service_server::AdminServiceServer;
 use super::proto::generation_service_server::GenerationServiceServer;
 use super::proto::model_service_server::ModelServiceServer;
 use super::proto::scoring_service_server::ScoringServiceServer;
@@ -34,8 +36,13 @@ pub(crate) struct Health {
 
 impl Health {
     /// Nothing serves yet.
-    pub(super) fn new(reporter: HealthReporter) -> Self {
-        Self { reporter, told: HashMap::new() }
+    pub(crate) fn new() -> Self {
+        Self { reporter: HealthReporter::new(), told: HashMap::new() }
+    }
+
+    /// What tells it to a service.
+    pub(super) fn reporter(&self) -> HealthReporter {
+        self.reporter.clone()
     }
 
     /// Reports the catalogue as it is and as it changes, for ever.
@@ -59,7 +66,13 @@ impl Health {
 
     /// Reports the catalogue as it is.
     pub(crate) async fn report(&mut self, catalogue: &Catalogue) {
-        for (name, serving) in statuses(catalogue) {
+        let statuses = statuses(catalogue);
+        let gone: Vec<_> = self.told.keys().filter(|name| !statuses.contains_key(*name)).cloned().collect();
+        for name in gone {
+            self.reporter.clear_service_status(&name).await;
+            self.told.remove(&name);
+        }
+        for (name, serving) in statuses {
             let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
             if self.told.get(&name) != Some(&status) {
                 self.reporter.set_service_status(&name, status).await;
@@ -76,19 +89,27 @@ pub fn serves(catalogue: &Catalogue, name: &str) -> bool {
 }
 
 /// Every name and whether it serves.
-fn statuses(catalogue: &Catalogue) -> Vec<(String, bool)> {
-    let open = !catalogue.is_draining();
-    let models = catalogue.list();
+fn statuses(catalogue: &Catalogue) -> BTreeMap<String, bool> {
+    let (open, models) = (!catalogue.is_draining(), catalogue.list());
     let serves = |state: &State| matches!(state, State::Serving { .. });
-    let stalled = |state: &State| match state {
-        State::Serving { handle, .. } => handle.load().since_progress.is_some_and(|since| since > STALLED),
-        _ => false,
+    let stalled = |state: &State| {
+        let since = state.handle().and_then(|handle| handle.load().since_progress);
+        since.is_some_and(|since| since > STALLED)
     };
-    let settled = |state: &State| !matches!(state, State::Loading | State::Warming);
-    let ready = open && models.values().all(settled) && models.values().any(serves);
+    let ready = open && catalogue.is_settled() && models.values().any(serves);
     let each = models.iter().map(|(name, state)| (model_name(name), open && serves(state)));
+    let aliases = catalogue.aliases().into_iter().map(|(alias, model)| {
+        let serving = models.get(&model).is_some_and(serves);
+        (model_name(&alias), open && serving)
+    });
     let overall = ["", "readiness", GenerationServiceServer::<()>::NAME, ScoringServiceServer::<()>::NAME];
     let fixed = overall.into_iter().map(|name| (name, ready));
-    let fixed = fixed.chain([(ModelServiceServer::<()>::NAME, open), ("liveness", !models.values().any(stalled))]);
-    fixed.map(|(name, serving)| (name.to_owned(), serving)).chain(each).collect()
+    let fixed = fixed.chain([
+        (ModelServiceServer::<()>::NAME, open),
+        (AdminServiceServer::<()>::NAME, true),
+        ("liveness", !models.values().any(stalled)),
+    ]);
+    let fixed = fixed.map(|(name, serving)| (name.to_owned(), serving));
+    // Models last: their own names go before aliases.
+    fixed.chain(aliases).chain(each).collect()
 }

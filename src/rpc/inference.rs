@@ -496,8 +496,9 @@ impl GrpcInferenceService for Inference {
         let only_ready = request.into_inner().ready;
         let catalogue = &self.generations.catalogue;
         let index = |(name, state): (String, State)| match state {
-            State::Serving { handle, .. } => {
-                let state = if catalogue.is_draining() { "UNAVAILABLE" } else { "READY" };
+            State::Serving { ref handle, .. } | State::Draining { ref handle, .. } => {
+                let ready = matches!(state, State::Serving { .. }) && !catalogue.is_draining();
+                let state = if ready { "READY" } else { "UNAVAILABLE" };
                 let version = handle.spec().revision.clone();
                 ModelIndex { name, version, state: state.to_owned(), reason: String::new() }
             }

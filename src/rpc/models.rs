@@ -4,9 +4,9 @@ use tonic::{Request, Response, Status};
 
 use super::answer;
 use super::proto::model_service_server::ModelService;
-use super::proto::{GetModelRequest, GetModelResponse, ListModelsRequest, ListModelsResponse};
+use super::proto::{GetModelRequest, GetModelResponse, ListModelsRequest, ListModelsResponse, Model};
 use super::status::status;
-use crate::engine::catalogue::{Catalogue, State};
+use crate::engine::catalogue::Catalogue;
 use crate::error::{Error, Violations};
 
 const DEFAULT_PAGE: usize = 100;
@@ -31,10 +31,13 @@ impl ModelService for Models {
                 return Err(status(&Error::Invalid(violations)));
             }
         };
-        let draining = self.catalogue.is_draining();
+        let (draining, aliases) = (self.catalogue.is_draining(), self.catalogue.aliases());
         // A token is the first name of its page, so it stays good while models come and go.
         let mut rest = self.catalogue.list().into_iter().skip_while(|(name, _)| *name < page_token);
-        let page = rest.by_ref().take(size).map(|(name, state)| answer::model(&name, &state, draining));
+        let page = rest.by_ref().take(size).map(|(name, state)| Model {
+            aliases: answer::aliases(&aliases, &name),
+            ..answer::model(&name, &state, draining)
+        });
         let models = page.collect();
         let next_page_token = rest.next().map(|(name, _)| name).unwrap_or_default();
         Ok(Response::new(ListModelsResponse { models, next_page_token }))
@@ -43,7 +46,8 @@ impl ModelService for Models {
     async fn get_model(&self, request: Request<GetModelRequest>) -> Result<Response<GetModelResponse>, Status> {
         let (name, state) = self.catalogue.get(&request.into_inner().name).map_err(|error| status(&error))?;
         let mut model = answer::model(&name, &state, self.catalogue.is_draining());
-        if let State::Serving { handle, .. } = &state
+        model.aliases = answer::aliases(&self.catalogue.aliases(), &name);
+        if let Some(handle) = state.handle()
             && let Some(palette) = &handle.spec().palette
         {
             model.exact_palette = palette.colours().as_flattened().to_vec();
@@ -55,6 +59,7 @@ impl ModelService for Models {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::catalogue::State;
 
     #[tokio::test]
     async fn pages_hold_every_model_once_and_in_order() {

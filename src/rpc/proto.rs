@@ -17,5 +17,8 @@ pub mod inference {
     tonic::include_proto!("inference");
 }
 
-/// Every proto file, encoded as one `FileDescriptorSet`; what reflection answers from.
+/// Every proto file of what clients are served, encoded as one `FileDescriptorSet`; what reflection answers from.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/pixeld_descriptor.bin"));
+
+/// The same of what operators are served.
+pub const ADMIN_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/pixeld_admin_descriptor.bin"));

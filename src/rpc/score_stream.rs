@@ -171,6 +171,7 @@ impl ScoreStream {
             mean_bits_per_dim: self.statistics.mean,
             bits_per_dim_standard_error: self.statistics.standard_error(),
             model_revision: scoring.handle.spec().revision.clone(),
+            model: answer::model_name(&scoring.handle.spec().name),
         })
     }
 }

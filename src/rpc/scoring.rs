@@ -109,6 +109,7 @@ impl Scorings {
             scores: scores.collect(),
             model_revision: spec.revision.clone(),
             timing: Some(answer::timing(timing)),
+            model: answer::model_name(&spec.name),
         })
     }
 

@@ -51,6 +51,29 @@ fn row(error: &Error) -> Row {
         Error::ModelFailed { name, .. } => {
             with(Code::FailedPrecondition, "MODEL_FAILED", vec![("model", name.clone())])
         }
+        Error::ModelDraining { name } => Row {
+            retry_after: Some(DRAINING_RETRY),
+            ..with(Code::Unavailable, "MODEL_DRAINING", vec![("model", name.clone())])
+        },
+        Error::ModelBusy { name, .. } => with(Code::Aborted, "MODEL_BUSY", vec![("model", name.clone())]),
+        Error::ModelInUse { name, by } => {
+            with(Code::FailedPrecondition, "MODEL_IN_USE", vec![("model", name.clone()), ("by", by.clone())])
+        }
+        Error::ReloadFailed { name, revision, .. } => with(
+            Code::FailedPrecondition,
+            "RELOAD_FAILED",
+            vec![("model", name.clone()), ("revision", revision.clone())],
+        ),
+        Error::ModelMemoryFull { name, wanted, free, limit } => with(
+            Code::ResourceExhausted,
+            "MODEL_MEMORY_FULL",
+            vec![
+                ("model", name.clone()),
+                ("wanted", wanted.to_string()),
+                ("free", free.to_string()),
+                ("limit", limit.to_string()),
+            ],
+        ),
         Error::Unsupported(_) => row(Code::FailedPrecondition, "UNSUPPORTED"),
         Error::QueueFull { name, requested, free, limit, retry_after } => Row {
             retry_after: Some(*retry_after),
@@ -164,7 +187,32 @@ mod tests {
             (Error::Invalid(violations(2)), Code::InvalidArgument, "INVALID_REQUEST", false),
             (Error::ModelNotFound { name: name.clone(), known: why.clone() }, Code::NotFound, "MODEL_NOT_FOUND", false),
             (Error::ModelLoading { name: name.clone() }, Code::Unavailable, "MODEL_NOT_READY", true),
-            (Error::ModelFailed { name, why: why.clone() }, Code::FailedPrecondition, "MODEL_FAILED", false),
+            (
+                Error::ModelFailed { name: name.clone(), why: why.clone() },
+                Code::FailedPrecondition,
+                "MODEL_FAILED",
+                false,
+            ),
+            (Error::ModelDraining { name: name.clone() }, Code::Unavailable, "MODEL_DRAINING", true),
+            (Error::ModelBusy { name: name.clone(), doing: "loaded" }, Code::Aborted, "MODEL_BUSY", false),
+            (
+                Error::ModelInUse { name: name.clone(), by: why.clone() },
+                Code::FailedPrecondition,
+                "MODEL_IN_USE",
+                false,
+            ),
+            (
+                Error::ReloadFailed { name: name.clone(), revision: why.clone(), why: why.clone() },
+                Code::FailedPrecondition,
+                "RELOAD_FAILED",
+                false,
+            ),
+            (
+                Error::ModelMemoryFull { name, wanted: 3, free: 1, limit: 2 },
+                Code::ResourceExhausted,
+                "MODEL_MEMORY_FULL",
+                false,
+            ),
             (Error::Unsupported(why.clone()), Code::FailedPrecondition, "UNSUPPORTED", false),
             (full, Code::ResourceExhausted, "QUEUE_FULL", true),
             (Error::UploadsFull { requested: 3, free: 1, limit: 2 }, Code::ResourceExhausted, "UPLOADS_FULL", true),
@@ -196,7 +244,8 @@ mod tests {
 
     #[test]
     fn a_full_queue_tells_the_estimate_twice() {
-        let (error, ..) = every_error().remove(5);
+        let (error, ..) =
+            every_error().into_iter().find(|(error, ..)| matches!(error, Error::QueueFull { .. })).unwrap();
         let status = status(&error);
         assert_eq!(status.metadata().get(PUSHBACK).unwrap(), "1500");
         let details = status.get_error_details();

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use pixeld::app::{App, AppError, Source};
-use pixeld::config::{Config, Engine, Log, Metrics, Models, Server, Trace};
+use pixeld::config::{Admin, Config, Engine, Log, Metrics, Models, Server, Trace};
 use pixeld::engine::catalogue::{Catalogue, State};
 use pixeld::engine::{EngineConfig, Handle};
 use pixeld::image::Shape;
@@ -51,16 +51,18 @@ pub(crate) fn config() -> Config {
             max_streams_per_connection: 100,
             drain_timeout: Duration::from_secs(20),
         },
-        models: Models { root: None, embedded: false, max_weight_bytes: 0 },
+        models: Models { root: None, embedded: false, max_weight_bytes: 0, aliases: BTreeMap::new() },
         engine: Engine {
             shards: Some(1),
             slots: Some(4),
             backend: Backend::default(),
             precision: Precision::default(),
             threads: Some(1),
+            max_model_bytes: None,
             engine: EngineConfig { queue_images: QUEUE, score_share: 0.5 },
         },
         limits: Limits { images_per_request: 16, items_per_request: 8 },
+        admin: Admin::default(),
         metrics: Metrics::default(),
         log: Log { filter: "off".into(), json: false },
         trace: Trace::default(),
@@ -99,9 +101,13 @@ impl Daemon {
 
     /// Any models, and what resolves when each has been loaded or refused.
     pub(crate) async fn start_loading(config: Config, sources: Vec<Source>) -> (Self, impl Future<Output = ()>) {
+        Self::serve(App::start(config.clone(), sources), config).await
+    }
+
+    /// An app, and what resolves when each of its models has been loaded or refused.
+    pub(crate) async fn serve(app: App, config: Config) -> (Self, impl Future<Output = ()>) {
         let listener = Listener::bind(config.server.listen).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let app = App::start(config, sources);
         let loaded = app.loaded();
         let catalogue = app.catalogue().clone();
         let (stop, stopped) = oneshot::channel::<()>();

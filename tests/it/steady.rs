@@ -7,7 +7,7 @@ use std::time::Duration;
 use pixeld::head::Head;
 use pixeld::image::{Canvas, Order, Palette, Rank, Shape};
 use pixeld::model::{Condition, ModelError, ParamRows, PixelModel, ScoreRow, Slot, StepRow};
-use pixeld::spec::{ConditionSpec, Execution, ModelSpec};
+use pixeld::spec::{Backend, ConditionSpec, Execution, ModelSpec};
 
 /// How far a logit falls for each level away from the centre.
 const SHARPNESS: f32 = 0.25;
@@ -97,6 +97,8 @@ pub(crate) struct Steady {
     spec: ModelSpec,
     gate: Shared,
     slots: Vec<Condition>,
+    /// Added to every level that is likely.
+    shift: u32,
 }
 
 impl Steady {
@@ -118,7 +120,20 @@ impl Steady {
             held_out_bits_per_dim: None,
             execution: Execution::default(),
         };
-        Self { spec, gate: Arc::clone(&gate.shared), slots: vec![Condition::default(); slots as usize] }
+        Self { spec, gate: Arc::clone(&gate.shared), slots: vec![Condition::default(); slots as usize], shift: 0 }
+    }
+
+    /// The same as another revision, whose likely levels are `shift` higher.
+    pub(crate) fn revised(mut self, revision: &str, shift: u32) -> Self {
+        self.spec.revision = revision.into();
+        self.shift = shift;
+        self
+    }
+
+    /// The same with so many bytes of weights, in libtorch.
+    pub(crate) fn weighing(mut self, weight_bytes: u64) -> Self {
+        self.spec.execution = Execution { backend: Backend::Torch, weight_bytes, ..self.spec.execution };
+        self
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -144,9 +159,9 @@ impl Steady {
         self
     }
 
-    fn logits(condition: &Condition, values: &[u16], rank: Rank, row: &mut [f32]) {
+    fn logits(&self, condition: &Condition, values: &[u16], rank: Rank, row: &mut [f32]) {
         let before = if rank == 0 { 0 } else { u32::from(values[rank as usize - 1]) };
-        let centre = (before + condition.class.map_or(0, |class| class + 1)) % row.len() as u32;
+        let centre = (before + self.shift + condition.class.map_or(0, |class| class + 1)) % row.len() as u32;
         for (level, logit) in (0..).zip(row) {
             *logit = -SHARPNESS * centre.abs_diff(level) as f32;
         }
@@ -172,7 +187,7 @@ impl PixelModel for Steady {
     ) -> Result<(), ModelError> {
         let (condition, width) = (&self.slots[slot.0 as usize], out.width());
         for (rank, row) in known.clone().zip(out.resize(known.len()).chunks_exact_mut(width)) {
-            Self::logits(condition, canvas.values(), rank, row);
+            self.logits(condition, canvas.values(), rank, row);
         }
         Ok(())
     }
@@ -181,7 +196,7 @@ impl PixelModel for Steady {
         pass(&self.gate)?;
         let width = out.width();
         for (StepRow { slot, canvas }, row) in rows.iter().zip(out.resize(rows.len()).chunks_exact_mut(width)) {
-            Self::logits(&self.slots[slot.0 as usize], canvas.values(), canvas.known(), row);
+            self.logits(&self.slots[slot.0 as usize], canvas.values(), canvas.known(), row);
         }
         Ok(())
     }
@@ -197,7 +212,7 @@ impl PixelModel for Steady {
         let all = rows.iter().flat_map(|row| (from..values).map(move |rank| (row, rank)));
         let room = out.resize(rows.len() * (values - from) as usize);
         for ((image, rank), row) in all.zip(room.chunks_exact_mut(width)) {
-            Self::logits(image.condition, image.canvas.values(), rank, row);
+            self.logits(image.condition, image.canvas.values(), rank, row);
         }
         Ok(values)
     }
@@ -209,6 +224,7 @@ impl PixelModel for Steady {
             spec: ModelSpec { slots, ..self.spec.clone() },
             gate: Arc::clone(&self.gate),
             slots: vec![Condition::default(); slots as usize],
+            shift: self.shift,
         }))
     }
 }
