@@ -17,6 +17,7 @@ use crate::engine::catalogue::{Catalogue, State};
 use crate::fleet::{Fleet, Packages, Settings};
 pub use crate::fleet::{Load, Source};
 use crate::rpc::{self, Connections, ServerInfo, Uploads};
+use crate::security::Security;
 
 /// What answered calls may take to leave their connections, and engines to finish their last step, beyond the drain.
 const LINGER: Duration = Duration::from_millis(500);
@@ -54,6 +55,7 @@ pub struct App {
     admin: Option<JoinHandle<()>>,
     /// Ends the models of an app that was never served.
     _stop: DropGuard,
+    security: Security,
 }
 
 impl App {
@@ -85,13 +87,27 @@ impl App {
         }
         let stop = fleet.stopping().drop_guard();
         fleet.begin(sources);
-        Self { config, fleet, health: rpc::Health::new(), drain: CancellationToken::new(), admin: None, _stop: stop }
+        Self {
+            config,
+            security: Security::default(),
+            fleet,
+            health: rpc::Health::new(),
+            drain: CancellationToken::new(),
+            admin: None,
+            _stop: stop,
+        }
     }
 
     /// The models as they come and go.
     #[must_use]
     pub fn fleet(&self) -> &Fleet {
         &self.fleet
+    }
+
+    /// Guards what is served. Without it nothing is, whatever the configuration says: for a client in the same process.
+    #[must_use]
+    pub fn guarded(self, security: Security) -> Self {
+        Self { security, ..self }
     }
 
     /// The models and their states.
@@ -163,8 +179,9 @@ impl App {
             rpc::services(catalogue, *limits, max_bytes, &health).map_err(|error| AppError::Services(error.into()))?;
         let mut connections = Connections::new(
             routes,
-            (server.max_connections, server.max_streams_per_connection),
+            server.connections,
             Uploads::new(server.max_upload_bytes, server.max_request_bytes),
+            self.security.clone(),
         );
         let mut incoming = pin!(incoming.fuse());
         let mut broken = self.fleet.breakdown();

@@ -232,6 +232,9 @@ pub enum Error {
     /// The server is shutting down and takes no new work.
     #[error("the server is draining")]
     Draining,
+    /// The request brings no token that lets it in. Says nothing of what was wrong with one.
+    #[error("this needs a token: send the metadata `authorization: Bearer TOKEN` with one that is valid here")]
+    Unauthenticated,
     /// The model broke while computing; what is public of the cause.
     #[error("engine fault: {0}")]
     EngineFault(String),

@@ -20,6 +20,7 @@ pub mod noise;
 pub mod repository;
 pub mod rpc;
 pub mod sched;
+pub mod security;
 pub mod spec;
 pub mod telemetry;
 pub mod torch;

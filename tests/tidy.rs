@@ -24,15 +24,20 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("sched", &["job", "model", "image"]),
     ("engine", &["sched", "job", "model", "spec", "head", "noise", "image", "error", "machine", "metric"]),
     ("fleet", &["engine", "repository", "model", "spec", "image", "error", "machine"]),
-    ("config", &["engine", "job", "model", "spec", "error", "machine"]),
+    ("security", &["error"]),
+    ("config", &["engine", "job", "model", "spec", "error", "machine", "rpc", "security"]),
     ("telemetry", &["config", "metric"]),
-    ("rpc", &["fleet", "engine", "job", "model", "spec", "head", "noise", "image", "error", "metric", "machine"]),
+    (
+        "rpc",
+        &["fleet", "engine", "job", "model", "spec", "head", "noise", "image", "error", "metric", "machine", "security"],
+    ),
 ];
 
 /// Libraries that belong to one room.
 const KEPT_IN: &[(&str, &[&str])] = &[
     ("tch::", &["src/torch/", "src/decode/", "src/model/families/", "tests/conformance/traced.rs"]),
     ("tonic::", &["src/rpc/", "src/cli/", "build.rs", "tests/it/", "tests/otlp.rs"]),
+    ("rustls::", &["src/security/", "src/rpc/connection.rs"]),
     ("prost::", &["src/rpc/", "src/cli/", "build.rs", "tests/it/"]),
 ];
 
@@ -150,4 +155,31 @@ fn the_architecture_fits_on_a_few_pages() {
     for (module, _) in MAY_NAME {
         assert!(text.contains(&format!("`{module}`")), "ARCHITECTURE.md says nothing of {module}");
     }
+}
+
+#[test]
+fn what_the_document_on_security_names_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = fs::read_to_string(root.join("docs/SECURITY.md")).expect("docs/SECURITY.md");
+    let example = fs::read_to_string(root.join("deploy/config.example.toml")).expect("the example");
+    let code: String = everything().into_iter().map(|(_, text)| text).collect();
+    let (mut tests, mut keys) = (0, 0);
+    for word in text.split('`').skip(1).step_by(2) {
+        if word.matches('_').count() > 3
+            && word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+        {
+            assert!(code.contains(&format!("fn {word}(")), "there is no test {word}");
+            tests += 1;
+        }
+        let sections = ["server", "auth", "limits", "engine", "models", "metrics"];
+        if let Some((section, key)) = word
+            .rsplit_once('.')
+            .filter(|(section, _)| sections.contains(&section.split('.').next().unwrap_or_default()))
+        {
+            let named = example.contains(&format!("\n{key} = ")) || example.contains(&format!("\n[{section}.{key}]"));
+            assert!(named, "there is no setting {word}");
+            keys += 1;
+        }
+    }
+    assert!(tests > 20 && keys > 20, "{tests} tests and {keys} settings");
 }

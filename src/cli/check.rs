@@ -8,9 +8,10 @@ use super::models::table;
 use super::source::Settings;
 use super::{client, connect, output};
 use crate::rpc::proto::ModelState;
+use crate::security::Security;
 
 const AFTER_HELP: &str = "\
-Prints the configuration in force as TOML, then loads every package as the server would (weights are checked, the model
+Prints the configuration in force as TOML, reads the files of server.tls and auth, then loads every package as the server would (weights are checked, the model
 is warmed up, its golden examples are compared) and prints what came of it.
 
 Examples:
@@ -36,6 +37,7 @@ impl Check {
         if self.print_config {
             return Ok(());
         }
+        Security::load(config.server.tls.as_ref(), &config.auth)?;
         // No log: whatever it would say is in the table.
         let models = connect::with(Target::Local(Box::new(config)), client::list).await?;
         output::line(&format!("\n{}", table(&models)))?;

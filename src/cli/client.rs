@@ -1,7 +1,6 @@
 //! What the commands ask of a server beside their own work.
 
-use tonic::transport::Channel;
-
+use super::access::Channel;
 use super::failure::Failure;
 use crate::rpc::proto::model_service_client::ModelServiceClient;
 use crate::rpc::proto::{Backend, GetModelRequest, ListModelsRequest, Model, ModelState, Precision};

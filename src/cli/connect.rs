@@ -9,8 +9,9 @@ use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::{Endpoint, Uri};
 
+use super::access::{Bearer, Channel, Remote};
 use super::failure::Failure;
 use super::packages;
 use crate::app::AppError;
@@ -24,8 +25,8 @@ const PIPE_BYTES: usize = 1 << 20;
 
 /// Where the models run.
 pub(super) enum Target {
-    /// On the server of this URL.
-    Remote(String),
+    /// On another server.
+    Remote(Box<Remote>),
     /// On the server that listens on this Unix socket.
     Socket(PathBuf),
     /// In this process, as configured.
@@ -56,7 +57,7 @@ pub(super) async fn several<T>(
         .map_err(|error| Failure::Internal(format!("cannot wait for signals: {error}")))?;
     let connect = async {
         match target {
-            Target::Remote(url) => remote(&url, windows).await,
+            Target::Remote(target) => remote(*target, windows).await,
             Target::Socket(path) => socket(&path).await,
             Target::Local(config) => local(*config, windows).await,
         }
@@ -104,14 +105,20 @@ impl Connection {
     }
 }
 
-async fn remote(url: &str, windows: &[Option<u32>]) -> Result<Connection, Failure> {
+async fn remote(Remote { url, tls, bearer }: Remote, windows: &[Option<u32>]) -> Result<Connection, Failure> {
     let uri: Uri = url.parse().map_err(|error| Failure::Usage(format!("--endpoint {url}: {error}")))?;
     // A port beyond 65535 is no port to the parser, and no fault either: it would connect to port 80.
     let whole = uri.authority().is_some_and(|authority| uri.port().is_some() || authority.as_str() == authority.host());
-    if uri.scheme_str() != Some("http") || !whole {
-        return Err(Failure::Usage(format!("--endpoint {url}: must be http://HOST:PORT")));
+    let encrypted = uri.scheme_str() == Some("https");
+    if !(encrypted || uri.scheme_str() == Some("http")) || !whole {
+        return Err(Failure::Usage(format!("--endpoint {url}: must be http://HOST:PORT or https://HOST:PORT")));
     }
-    let endpoint = Endpoint::from(uri)
+    let mut endpoint = Endpoint::from(uri);
+    if encrypted {
+        let unusable = |error| Failure::Usage(format!("--tls-ca, --tls-cert or --tls-key: {}", innermost(&error)));
+        endpoint = endpoint.tls_config(tls).map_err(unusable)?;
+    }
+    let endpoint = endpoint
         .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE)
@@ -119,10 +126,11 @@ async fn remote(url: &str, windows: &[Option<u32>]) -> Result<Connection, Failur
     let mut channels = Vec::with_capacity(windows.len());
     for window in windows {
         let connected = endpoint.clone().initial_stream_window_size(*window).connect().await;
-        channels.push(connected.map_err(|error| {
+        let channel = connected.map_err(|error| {
             let cause = innermost(&error);
             Failure::Unavailable(format!("cannot connect to {url}: {cause}; is `pixeld serve` running there?"))
-        })?);
+        })?;
+        channels.push(Channel::new(channel, bearer.clone()));
     }
     Ok(Connection { channels, server: None })
 }
@@ -161,7 +169,8 @@ async fn local(config: Config, windows: &[Option<u32>]) -> Result<Connection, Fa
         });
         let endpoint = Endpoint::from_static("http://in.process").initial_stream_window_size(*window);
         let connected = endpoint.connect_with_connector(connector).await;
-        channels.push(connected.map_err(|error| Failure::Internal(innermost(&error)))?);
+        let channel = connected.map_err(|error| Failure::Internal(innermost(&error)))?;
+        channels.push(Channel::new(channel, Bearer::default()));
     }
     Ok(Connection { channels, server: Some(Server { stop, task }) })
 }

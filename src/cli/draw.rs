@@ -3,8 +3,8 @@
 use clap::Args;
 use indicatif::ProgressBar;
 use tokio::task::JoinSet;
-use tonic::transport::Channel;
 
+use super::access::Channel;
 use super::assembly::{Assembly, Finished};
 use super::failure::Failure;
 use super::source::Granularity;

@@ -114,6 +114,7 @@ impl From<Status> for Failure {
         }
         match status.code() {
             Code::InvalidArgument | Code::NotFound => Failure::Usage(text),
+            Code::Unauthenticated => Failure::Usage(format!("{text}; --token-file or PIXELD_TOKEN gives one")),
             Code::FailedPrecondition if reason == "UNSUPPORTED" => Failure::Usage(text),
             Code::FailedPrecondition if reason == "MODEL_IN_USE" => Failure::Usage(text),
             Code::FailedPrecondition if reason == "MODEL_FAILED" => Failure::NotServing(text),
@@ -150,7 +151,7 @@ mod tests {
     #[test]
     fn codes_follow_who_can_do_something_about_it() {
         let code = |code| Failure::from(Status::new(code, "so it is")).code();
-        assert_eq!([Code::InvalidArgument, Code::NotFound].map(code), [64; 2]);
+        assert_eq!([Code::InvalidArgument, Code::NotFound, Code::Unauthenticated].map(code), [64; 3]);
         assert_eq!([Code::Unavailable, Code::ResourceExhausted, Code::DeadlineExceeded].map(code), [69; 3]);
         assert_eq!([Code::Internal, Code::Unknown].map(code), [70; 2]);
         let mut details = ErrorDetails::new();

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
-use tonic::transport::Channel;
 
+use super::access::Channel;
 use super::assembly::{order, shape};
 use super::draw::{Controls, draw};
 use super::failure::Failure;

@@ -1,6 +1,7 @@
 //! The command line: one file, or one folder, for each command. Whatever asks something of a server speaks gRPC, to one that
 //! `--endpoint` names or to the same server inside this process, so that there is one way for anything to happen.
 
+mod access;
 mod admin;
 mod assembly;
 mod bench;

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Args;
-use tonic::transport::Channel;
 
+use super::access::Channel;
 use super::assembly::Finished;
 use super::draw::{Batch, Controls, draw};
 use super::failure::Failure;

@@ -7,8 +7,8 @@ use clap::{ArgGroup, Args};
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
 
+use super::access::Channel;
 use super::assembly::shape;
 use super::failure::Failure;
 use super::from_images::read_png;

@@ -14,6 +14,7 @@ use crate::config::AdminAddress;
 use crate::engine::{self, catalogue::Catalogue};
 use crate::fleet::{Fleet, Rescan};
 use crate::rpc::{AdminListener, Listener, serves};
+use crate::security::Security;
 use crate::telemetry::{self, metrics};
 
 const AFTER_HELP: &str = "\
@@ -43,11 +44,22 @@ impl Serve {
         let _telemetry = telemetry::init(&config.log, &config.trace)
             .map_err(|error| Failure::Usage(format!("trace.endpoint: {error}")))?;
         let (mut signals, hangups) = (Signals::new()?, listen(SignalKind::hangup())?);
+        let security = Security::load(config.server.tls.as_ref(), &config.auth)?;
         let address = config.server.listen;
         let listener = Listener::bind(address).await.map_err(|error| {
             Failure::Usage(format!("cannot listen on {address}: {error}; choose another with --listen"))
         })?;
         let bound = listener.local_addr().map_err(|error| Failure::Internal(error.to_string()))?;
+        let [protected, open] = security.groups();
+        tracing::info!(
+            tls = security.tls().is_some(),
+            protected,
+            open,
+            "access: groups that need a token and those open"
+        );
+        if let Some(warning) = security.warning(bound) {
+            tracing::warn!(%bound, warning);
+        }
         if let Some(listen) = config.metrics.listen {
             metrics::serve(listen)
                 .map_err(|error| Failure::Usage(format!("metrics.listen: cannot listen on {listen}: {error}")))?;
@@ -61,7 +73,7 @@ impl Serve {
             ),
             None => None,
         };
-        let mut app = packages::start(config)?;
+        let mut app = packages::start(config)?.guarded(security);
         if let Some(admin) = admin {
             app.administer(admin).map_err(|error| Failure::Internal(error.to_string()))?;
         }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
+use super::access::Access;
 use super::connect::Target;
 use super::failure::Failure;
 use crate::config::{self, Config, Flag, Layers, Trace};
@@ -28,9 +29,11 @@ pub(super) struct Settings {
 /// Where the models run.
 #[derive(Args, Clone, Debug, Default)]
 pub(super) struct Source {
-    /// Server to ask, for example http://127.0.0.1:50051; without it the models run in this process
+    /// Server to ask, for example http://127.0.0.1:50051 or https://HOST:50051; without it the models run in this process
     #[arg(long, value_name = "URL", conflicts_with_all = ["config", "models_root", "set"])]
     pub(super) endpoint: Option<String>,
+    #[command(flatten)]
+    access: Access,
     #[command(flatten)]
     pub(super) settings: Settings,
 }
@@ -83,7 +86,7 @@ impl Source {
     /// configuration says otherwise.
     pub(super) fn target(&self) -> Result<Target, Failure> {
         if let Some(url) = &self.endpoint {
-            return Ok(Target::Remote(url.clone()));
+            return Ok(Target::Remote(Box::new(self.access.remote(url)?)));
         }
         let config = self.settings.load(None, Some("warn"))?;
         telemetry::init(&config.log, &Trace::default()).map_err(|error| Failure::Internal(error.to_string()))?;

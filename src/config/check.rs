@@ -19,13 +19,16 @@ use crate::engine::catalogue::bare;
 use crate::error::Violations;
 use crate::job::Limits;
 use crate::model::manifest::check_name;
+use crate::rpc::ConnectionLimits;
+use crate::security::{Group, TlsFiles, TokenFiles};
 use crate::spec::{Backend, Precision};
 
 /// A number that the machine and the model decide.
 pub(super) const AUTO: &str = "auto";
 /// No limit.
 pub(super) const NONE: &str = "none";
-const LONGEST_DRAIN: Duration = Duration::from_secs(24 * 60 * 60);
+const SHORTEST: Duration = Duration::from_millis(100);
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 /// Below this not even the message of a small image fits.
 const SMALLEST_MESSAGE: ByteSize = ByteSize::kib(4);
 const LARGEST_MESSAGE: ByteSize = ByteSize::gib(1);
@@ -40,12 +43,22 @@ pub(super) fn check(settings: BTreeMap<String, Setting>) -> Result<Config, Viola
             listen: reader.read("server.listen", parse_address).unwrap_or_else(|| ([127, 0, 0, 1], 0).into()),
             max_request_bytes: reader.bytes("server.max_request", SMALLEST_MESSAGE..=LARGEST_MESSAGE) as usize,
             max_upload_bytes: reader.bytes("server.max_upload_memory", SMALLEST_MESSAGE..=LARGEST_MEMORY) as usize,
-            max_connections: reader.number("server.max_connections", 1..=1_000_000),
-            max_streams_per_connection: reader.number("server.max_streams_per_connection", 1..=1_000_000),
-            drain_timeout: reader.read("server.drain_timeout", parse_drain_timeout).unwrap_or_default(),
+            connections: ConnectionLimits {
+                most: reader.number("server.max_connections", 1..=1_000_000),
+                streams: reader.number("server.max_streams_per_connection", 1..=1_000_000),
+                handshake_timeout: reader.time("server.handshake_timeout", SHORTEST..=LONGEST),
+                keepalive_interval: reader.time("server.keepalive_interval", SHORTEST..=LONGEST),
+                keepalive_timeout: reader.time("server.keepalive_timeout", SHORTEST..=LONGEST),
+                idle: reader.time_or_never("server.max_connection_idle"),
+                age: reader.time_or_never("server.max_connection_age"),
+                age_grace: reader.time("server.max_connection_age_grace", Duration::ZERO..=LONGEST),
+            },
+            drain_timeout: reader.time("server.drain_timeout", Duration::ZERO..=LONGEST),
+            tls: reader.tls(),
         },
+        auth: reader.tokens(),
         models: Models {
-            root: reader.read("models.root", |text| Ok((!text.is_empty()).then(|| PathBuf::from(text)))).flatten(),
+            root: reader.path("models.root"),
             embedded: reader.flag("models.embedded"),
             max_weight_bytes: reader.bytes("models.max_weight_bytes", ByteSize::b(1)..=LARGEST_WEIGHTS),
             aliases: reader.aliases("models.aliases"),
@@ -160,6 +173,56 @@ impl Reader {
         aliases
     }
 
+    fn time(&mut self, key: &'static str, range: RangeInclusive<Duration>) -> Duration {
+        let [least, most] = [range.start(), range.end()].map(|&end| format_duration(end));
+        let rule = format!("a time such as \"30s\" or \"2m\", {least} to {most}");
+        self.read(key, |text| within(parse_duration(text), &range, &rule)).unwrap_or_default()
+    }
+
+    /// `None` for no time at all.
+    fn time_or_never(&mut self, key: &'static str) -> Option<Duration> {
+        let [least, most] = [SHORTEST, LONGEST].map(format_duration);
+        let rule = format!("\"0s\" for never, or a time such as \"30m\", {least} to {most}");
+        let parse = |text: &str| match parse_duration(text) {
+            Ok(Duration::ZERO) => Ok(None),
+            other => within(other, &(SHORTEST..=LONGEST), &rule).map(Some),
+        };
+        self.read(key, parse).flatten()
+    }
+
+    /// `None` if it is empty.
+    fn path(&mut self, key: &'static str) -> Option<PathBuf> {
+        self.read(key, |text| Ok((!text.is_empty()).then(|| PathBuf::from(text)))).flatten()
+    }
+
+    fn tls(&mut self) -> Option<TlsFiles> {
+        let keys = ["server.tls.certificate", "server.tls.key", "server.tls.client_ca"];
+        let [certificate, key, client_ca] = keys.map(|key| self.path(key));
+        match (certificate, key) {
+            (Some(certificate), Some(key)) => return Some(TlsFiles { certificate, key, client_ca }),
+            (Some(_), None) => self.violations.add("server.tls.key", "must be set, as server.tls.certificate is"),
+            (None, Some(_)) => self.violations.add("server.tls.certificate", "must be set, as server.tls.key is"),
+            (None, None) if client_ca.is_some() => {
+                self.violations
+                    .add("server.tls.certificate", "must be set with server.tls.key, as server.tls.client_ca is");
+            }
+            (None, None) => {}
+        }
+        None
+    }
+
+    fn tokens(&mut self) -> TokenFiles {
+        let files: TokenFiles =
+            Group::ALL.into_iter().filter_map(|group| Some((group, self.path(group.key())?))).collect();
+        let guarded = [Group::Generation, Group::Scoring].into_iter().find(|group| files.contains_key(group));
+        if let Some(group) = guarded.filter(|_| !files.contains_key(&Group::Inference)) {
+            let rule =
+                format!("must be set, as {} is: the Open Inference Protocol samples and scores too", group.key());
+            self.violations.add(Group::Inference.key(), rule);
+        }
+        files
+    }
+
     fn flag(&mut self, key: &'static str) -> bool {
         self.read(key, |text| text.parse().map_err(|_| "true or false".to_owned())).unwrap_or_default()
     }
@@ -171,7 +234,7 @@ impl Reader {
             let mut near: Vec<_> =
                 self.known.iter().filter(|known| known.starts_with(&format!("{section}."))).copied().collect();
             if near.is_empty() {
-                near = vec!["server", "models", "engine", "limits", "admin", "metrics", "log", "trace"];
+                near = vec!["server", "auth", "models", "engine", "limits", "admin", "metrics", "log", "trace"];
             }
             self.violations.add(key, format!("is not a setting (from {origin}); there are {}", near.join(", ")));
         }
@@ -203,11 +266,6 @@ fn parse_memory_or_none(text: &str) -> Result<Option<u64>, String> {
     let range = ByteSize::b(1)..=LARGEST_MEMORY;
     let rule = format!("\"{NONE}\" or a size such as \"16 GiB\", at most {LARGEST_MEMORY}");
     within(ByteSize::from_str(text), &range, &rule).map(|size| Some(size.as_u64()))
-}
-
-fn parse_drain_timeout(text: &str) -> Result<Duration, String> {
-    let rule = format!("a time such as \"30s\" or \"2m\", at most {}", format_duration(LONGEST_DRAIN));
-    within(parse_duration(text), &(Duration::ZERO..=LONGEST_DRAIN), &rule)
 }
 
 fn parse_share(text: &str) -> Result<f64, String> {

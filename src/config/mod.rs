@@ -18,6 +18,8 @@ pub use layers::{Flag, Layers, load};
 use crate::engine::EngineConfig;
 use crate::job::Limits;
 use crate::machine;
+use crate::rpc::ConnectionLimits;
+use crate::security::{TlsFiles, TokenFiles};
 use crate::spec::{Backend, Precision};
 
 /// The effective configuration.
@@ -25,6 +27,8 @@ use crate::spec::{Backend, Precision};
 pub struct Config {
     /// The listener.
     pub server: Server,
+    /// Whose tokens are let in.
+    pub auth: TokenFiles,
     /// Where models come from.
     pub models: Models,
     /// How they are run.
@@ -50,12 +54,12 @@ pub struct Server {
     pub max_request_bytes: usize,
     /// Memory for request messages on their way in, over all connections, in bytes.
     pub max_upload_bytes: usize,
-    /// Connections there may be at once.
-    pub max_connections: u32,
-    /// Streams one connection may have open at once.
-    pub max_streams_per_connection: u32,
+    /// How many connections there may be, and for how long.
+    pub connections: ConnectionLimits,
     /// How long running requests may go on after the signal to stop.
     pub drain_timeout: Duration,
+    /// Where certificates are; `None`: no TLS.
+    pub tls: Option<TlsFiles>,
 }
 
 /// Where models come from.

@@ -1,6 +1,8 @@
 //! The effective configuration as TOML that reads back as the same.
 
 use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
 
 use bytesize::ByteSize;
 use humantime_serde::re::humantime::format_duration;
@@ -8,10 +10,10 @@ use toml::Value;
 
 use super::Config;
 use super::check::{AUTO, NONE};
+use crate::security::Group;
 
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let root = self.models.root.as_deref().map(|root| root.to_string_lossy().into_owned()).unwrap_or_default();
         let metrics = self.metrics.listen.map(|listen| listen.to_string()).unwrap_or_default();
         let admin = self.admin.listen.as_ref().map(ToString::to_string).unwrap_or_default();
         // Quoted, since a dot in a name would begin another section.
@@ -19,22 +21,44 @@ impl fmt::Display for Config {
             self.models.aliases.iter().map(|(alias, model)| (format!("\"{alias}\""), Value::from(model.as_str())));
         let aliases: Vec<_> = aliases.collect();
         let aliases: Vec<_> = aliases.iter().map(|(alias, model)| (alias.as_str(), model.clone())).collect();
-        let sections: [(&str, &[(&str, Value)]); 9] = [
+        let path = |path: Option<&PathBuf>| {
+            Value::from(path.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default())
+        };
+        let tls = self.server.tls.as_ref();
+        let tokens =
+            Group::ALL.map(|group| (group.key().rsplit('.').next().unwrap_or_default(), path(self.auth.get(&group))));
+        let connections = &self.server.connections;
+        let sections: [(&str, &[(&str, Value)]); 10] = [
             (
                 "server",
                 &[
                     ("listen", self.server.listen.to_string().into()),
                     ("max_request", size(self.server.max_request_bytes as u64)),
                     ("max_upload_memory", size(self.server.max_upload_bytes as u64)),
-                    ("max_connections", self.server.max_connections.into()),
-                    ("max_streams_per_connection", self.server.max_streams_per_connection.into()),
-                    ("drain_timeout", format_duration(self.server.drain_timeout).to_string().into()),
+                    ("max_connections", connections.most.into()),
+                    ("max_streams_per_connection", connections.streams.into()),
+                    ("handshake_timeout", time(connections.handshake_timeout)),
+                    ("keepalive_interval", time(connections.keepalive_interval)),
+                    ("keepalive_timeout", time(connections.keepalive_timeout)),
+                    ("max_connection_idle", time(connections.idle.unwrap_or_default())),
+                    ("max_connection_age", time(connections.age.unwrap_or_default())),
+                    ("max_connection_age_grace", time(connections.age_grace)),
+                    ("drain_timeout", time(self.server.drain_timeout)),
                 ],
             ),
             (
+                "server.tls",
+                &[
+                    ("certificate", path(tls.map(|tls| &tls.certificate))),
+                    ("key", path(tls.map(|tls| &tls.key))),
+                    ("client_ca", path(tls.and_then(|tls| tls.client_ca.as_ref()))),
+                ],
+            ),
+            ("auth", &tokens),
+            (
                 "models",
                 &[
-                    ("root", root.into()),
+                    ("root", path(self.models.root.as_ref())),
                     ("embedded", self.models.embedded.into()),
                     ("max_weight_bytes", size(self.models.max_weight_bytes)),
                 ],
@@ -83,6 +107,10 @@ impl fmt::Display for Config {
 
 fn number_or_auto(number: Option<u32>) -> Value {
     number.map_or_else(|| AUTO.into(), Value::from)
+}
+
+fn time(time: Duration) -> Value {
+    format_duration(time).to_string().into()
 }
 
 /// In the largest unit that is exact.

@@ -39,10 +39,20 @@ fn the_defaults_are_those_of_the_example_file() {
             listen: "127.0.0.1:50051".parse().unwrap(),
             max_request_bytes: 16 << 20,
             max_upload_bytes: 256 << 20,
-            max_connections: 512,
-            max_streams_per_connection: 1024,
+            connections: ConnectionLimits {
+                most: 512,
+                streams: 1024,
+                handshake_timeout: Duration::from_secs(10),
+                keepalive_interval: Duration::from_secs(30),
+                keepalive_timeout: Duration::from_secs(10),
+                idle: Some(Duration::from_secs(15 * 60)),
+                age: None,
+                age_grace: Duration::from_secs(5 * 60),
+            },
             drain_timeout: Duration::from_secs(30),
+            tls: None,
         },
+        auth: TokenFiles::new(),
         models: Models { root: None, embedded: true, max_weight_bytes: 8 << 30, aliases: BTreeMap::new() },
         engine: Engine {
             shards: None,
@@ -84,7 +94,7 @@ fn each_layer_wins_over_the_one_below() {
 #[test]
 fn every_fault_is_reported_at_once_with_its_origin() {
     let file = file(
-        "[server]\nlisten = \"localhost\"\ndrain_timeout = \"-3s\"\nmax_request = \"much\"\n\
+        "[server]\nlisten = \"localhost\"\ndrain_timeout = \"-3s\"\nmax_connection_age = \"1ms\"\nkeepalive_timeout = \"0s\"\nmax_request = \"much\"\n\
          [engine]\nshards = \"all\"\nslots = 0\nbackend = \"cuda\"\nprecision = \"f16\"\nscore_share = 1.0\nthreads = 2.5\n[log]\njson = \"perhaps\"\n",
     );
     let layers = Layers {
@@ -97,6 +107,8 @@ fn every_fault_is_reported_at_once_with_its_origin() {
     let expected = [
         "server.listen",
         "server.max_request",
+        "server.keepalive_timeout",
+        "server.max_connection_age",
         "server.drain_timeout",
         "models.max_weight_bytes",
         "engine.shards",
@@ -178,6 +190,28 @@ fn messages_that_the_memory_for_them_could_never_hold_are_refused() {
 }
 
 #[test]
+fn another_way_to_the_same_services_is_not_left_open() {
+    for key in ["auth.generation_tokens", "auth.scoring_tokens"] {
+        let flags = vec![set(key, "/tokens")];
+        assert_eq!(fields(&load(&Layers { flags, ..isolated() }).unwrap_err()), ["auth.inference_tokens"]);
+    }
+    let flags = vec![set("auth.models_tokens", "/tokens"), set("auth.admin_tokens", "/tokens")];
+    assert!(load(&Layers { flags, ..isolated() }).is_ok());
+}
+
+#[test]
+fn half_of_tls_is_refused() {
+    for (given, missing) in [
+        (&["server.tls.certificate"][..], "server.tls.key"),
+        (&["server.tls.key", "server.tls.client_ca"], "server.tls.certificate"),
+        (&["server.tls.client_ca"], "server.tls.certificate"),
+    ] {
+        let flags = given.iter().map(|key| set(key, "/file.pem")).collect();
+        assert_eq!(fields(&load(&Layers { flags, ..isolated() }).unwrap_err()), [missing], "{given:?}");
+    }
+}
+
+#[test]
 fn files_that_cannot_be_read_and_keys_that_are_none_are_named() {
     let missing = load(&Layers { file: Some("/no/such/file.toml".into()), ..isolated() }).unwrap_err();
     assert_eq!(fields(&missing), ["--config"]);
@@ -204,6 +238,14 @@ fn the_printed_configuration_reads_back_as_the_same() {
         flags: vec![
             set("server.max_request", "5000001"),
             set("server.drain_timeout", "1m 3s 250ms"),
+            set("server.max_connection_idle", "0s"),
+            set("server.max_connection_age", "30m"),
+            set("server.tls.certificate", "/c.pem"),
+            set("server.tls.key", "/k.pem"),
+            set("server.tls.client_ca", "/ca.pem"),
+            set("auth.generation_tokens", "/g"),
+            set("auth.inference_tokens", "/i"),
+            set("auth.admin_tokens", "/a"),
             set("models.root", "/a \"quoted\" path"),
             set("log.filter", "info,pixeld[span{field=\"x\"}]=debug"),
             set("engine.score_share", "0.1"),

@@ -1,17 +1,18 @@
-//! What every call goes through before its service: deadline, span, one line in the access log, a count of open calls.
+//! What every call goes through before its service: token, deadline, span, one line in the access log, a count of open calls.
 
 use std::collections::BTreeSet;
 use std::pin::Pin;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use http::header::CONTENT_TYPE;
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::{Bytes, Incoming};
 use prost::Message;
 use prost_types::FileDescriptorSet;
+use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::{Code, Status};
@@ -25,7 +26,18 @@ use super::trace;
 use super::upload::Uploads;
 use super::{meter, proto};
 use crate::error::{Error, Violations};
+use crate::security::{Group, Security};
 
+/// Whose tokens let in to what, by the beginning of the path.
+const GROUPS: [(&str, Group); 7] = [
+    ("/pixeld.v1.GenerationService/", Group::Generation),
+    ("/pixeld.v1.ScoringService/", Group::Scoring),
+    ("/pixeld.v1.ModelService/", Group::Models),
+    ("/inference.GRPCInferenceService/", Group::Inference),
+    ("/grpc.reflection.v1.ServerReflection/", Group::Reflection),
+    ("/grpc.reflection.v1alpha.ServerReflection/", Group::Reflection),
+    ("/grpc.health.v1.Health/", Group::Health),
+];
 /// Where health is asked for.
 const HEALTH: &str = "/grpc.health.";
 /// Bytes that the headers of a request may take, counted as HTTP/2 does: 32 for each beside name and value.
@@ -36,17 +48,54 @@ const MAX_LOGGED: usize = 100;
 /// How long past the deadline a service has to answer in its own words before it is answered for.
 const GRACE: Duration = Duration::from_millis(50);
 
-/// Wraps the routes; `open` counts calls from their first header to the last byte handed to the transport.
+/// Wraps the routes of one connection.
 #[derive(Clone, Debug)]
 pub(super) struct Calls<S> {
     inner: S,
+    security: Security,
     uploads: Uploads,
-    open: TaskTracker,
+    open: Open,
 }
 
 impl<S> Calls<S> {
-    pub(super) fn new(inner: S, uploads: Uploads, open: TaskTracker) -> Self {
-        Self { inner, uploads, open }
+    pub(super) fn new(inner: S, security: Security, uploads: Uploads, open: Open) -> Self {
+        Self { inner, security, uploads, open }
+    }
+}
+
+/// Counts calls, from their first header to the last byte handed to the transport.
+#[derive(Clone, Debug)]
+pub(super) struct Open {
+    everywhere: TaskTracker,
+    here: Arc<watch::Sender<usize>>,
+}
+
+impl Open {
+    /// None yet on a connection, which is one of those that `everywhere` counts for.
+    pub(super) fn new(everywhere: TaskTracker) -> Self {
+        Self { everywhere, here: Arc::new(watch::Sender::new(0)) }
+    }
+
+    /// How many there are on this connection.
+    pub(super) fn watch(&self) -> watch::Receiver<usize> {
+        self.here.subscribe()
+    }
+
+    fn count(&self) -> Counted {
+        self.here.send_modify(|calls| *calls += 1);
+        Counted { here: Arc::clone(&self.here), _everywhere: self.everywhere.token() }
+    }
+}
+
+/// One call that is open.
+struct Counted {
+    here: Arc<watch::Sender<usize>>,
+    _everywhere: TaskTrackerToken,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.here.send_modify(|calls| *calls -= 1);
     }
 }
 
@@ -68,7 +117,7 @@ where
     fn call(&mut self, mut request: Request<Incoming>) -> Self::Future {
         let method = cut(request.uri().path(), MAX_LOGGED);
         let span = trace::span(&method, request.headers());
-        let (started, probe, _open) = (Instant::now(), request.uri().path().starts_with(HEALTH), self.open.token());
+        let (started, probe, _open) = (Instant::now(), request.uri().path().starts_with(HEALTH), self.open.count());
         let method = known(request.uri().path());
         meter::began(method);
         let record = Record { started, method, code: None, reason: None, probe, span: span.clone(), _open };
@@ -76,6 +125,9 @@ where
             let mut refusal = refusal(status(&bad("content-type", format!("must be {GRPC}"))), record);
             *refusal.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
             return Box::pin(async { Ok(refusal) });
+        }
+        if let Err(error) = self.authenticate(&mut request) {
+            return Box::pin(async move { Ok(refusal(status(&error), record)) });
         }
         let checked = check_metadata(&request).and_then(|()| deadline::read(request.headers(), record.started));
         let deadline = match checked {
@@ -96,6 +148,22 @@ where
         };
         Box::pin(bounded.instrument(span))
     }
+}
+
+impl<S> Calls<S> {
+    /// Lets a request in that may be; nobody after us sees its token.
+    fn authenticate<B>(&self, request: &mut Request<B>) -> Result<(), Error> {
+        // What belongs to no group is served by nobody.
+        if let Some(group) = group(request.uri().path()) {
+            self.security.check(group, request.headers())?;
+        }
+        request.headers_mut().remove(AUTHORIZATION);
+        Ok(())
+    }
+}
+
+fn group(path: &str) -> Option<Group> {
+    GROUPS.into_iter().find(|(service, _)| path.starts_with(service)).map(|(_, group)| group)
 }
 
 fn refusal(status: Status, record: Record) -> Answer {
@@ -169,7 +237,7 @@ struct Record {
     /// Probes come every few seconds and say nothing new.
     probe: bool,
     span: Span,
-    _open: TaskTrackerToken,
+    _open: Counted,
 }
 
 impl Record {
@@ -233,5 +301,20 @@ impl Body for Logged {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_method_belongs_to_a_group_and_nothing_else_does() {
+        assert!(METHODS.len() > 5);
+        for path in METHODS.iter() {
+            assert!(group(path).is_some(), "{path} would be open to everybody");
+        }
+        assert_eq!(group("/pixeld.v1.ScoringService/ScoreImages"), Some(Group::Scoring));
+        assert_eq!(group("/pixeld.v1.Scoring"), None);
     }
 }

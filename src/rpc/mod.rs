@@ -1,6 +1,6 @@
 //! The wire: the only users of tonic and prost. Services, conversions, one table of statuses, streams, connections.
 //!
-//! A request passes `listen` (connections), `call` (deadline, span, log) and
+//! A request passes `listen` and `connection` (TLS, HTTP/2, how long it lasts), `call` (token, deadline, span, log) and
 //! `upload` (bounds on what is sent), a service (`generation`, `scoring`, `models`; `admin` on connections of its own, `socket`),
 //! `convert` (what came) and the engine's handle; its answer passes `stream` or `score_stream`, `answer` (what goes) and
 //! `lease` (who reads it). Errors become statuses in `status` alone.
@@ -9,6 +9,7 @@ mod admin;
 mod answer;
 mod call;
 mod codec;
+mod connection;
 mod convert;
 mod deadline;
 mod generation;
@@ -29,6 +30,7 @@ mod trace;
 mod upload;
 
 pub(crate) use admin::ServerInfo;
+pub use connection::ConnectionLimits;
 pub(crate) use health::Health;
 pub use health::serves;
 pub(crate) use listen::Connections;

@@ -7,7 +7,8 @@ use std::collections::HashMap;
 use std::error::Error as _;
 use std::time::Duration;
 
-use tonic::metadata::MetadataMap;
+use http::header::WWW_AUTHENTICATE;
+use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -104,6 +105,7 @@ fn row(error: &Error) -> Row {
         Error::ClientTooSlow { values } => with(Code::Aborted, "CLIENT_TOO_SLOW", vec![("values", values.to_string())]),
         Error::Cancelled => row(Code::Cancelled, "CANCELLED"),
         Error::Draining => Row { retry_after: Some(DRAINING_RETRY), ..row(Code::Unavailable, "SERVER_DRAINING") },
+        Error::Unauthenticated => row(Code::Unauthenticated, "UNAUTHENTICATED"),
         Error::EngineFault(_) => row(Code::Internal, "ENGINE_FAULT"),
     }
 }
@@ -127,6 +129,9 @@ pub(super) fn status(error: &Error) -> Status {
         if let Ok(value) = delay.as_millis().to_string().parse() {
             trailers.insert(PUSHBACK, value);
         }
+    }
+    if code == Code::Unauthenticated {
+        trailers.insert(WWW_AUTHENTICATE.as_str(), MetadataValue::from_static("Bearer"));
     }
     Status::with_error_details_and_metadata(code, cut(&error.to_string(), MAX_MESSAGE), details, trailers)
 }
@@ -222,6 +227,7 @@ mod tests {
             (Error::ClientTooSlow { values: 3 }, Code::Aborted, "CLIENT_TOO_SLOW", false),
             (Error::Cancelled, Code::Cancelled, "CANCELLED", false),
             (Error::Draining, Code::Unavailable, "SERVER_DRAINING", true),
+            (Error::Unauthenticated, Code::Unauthenticated, "UNAUTHENTICATED", false),
             (Error::EngineFault(why), Code::Internal, "ENGINE_FAULT", false),
         ]
     }

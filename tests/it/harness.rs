@@ -10,7 +10,6 @@ use pixeld::engine::catalogue::{Catalogue, State};
 use pixeld::engine::{EngineConfig, Handle};
 use pixeld::image::Shape;
 use pixeld::job::Limits;
-use pixeld::rpc::Listener;
 use pixeld::rpc::proto::generation_service_client::GenerationServiceClient;
 use pixeld::rpc::proto::model_service_client::ModelServiceClient;
 use pixeld::rpc::proto::scoring_service_client::ScoringServiceClient;
@@ -19,6 +18,8 @@ use pixeld::rpc::proto::{
     GenerationCompleted, GenerationSpec, GenerationStarted, SamplingParams, StreamGenerateImagesRequest,
     StreamGenerateImagesResponse,
 };
+use pixeld::rpc::{ConnectionLimits, Listener};
+use pixeld::security::{Security, TokenFiles};
 use pixeld::spec::{Backend, Precision};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -47,10 +48,20 @@ pub(crate) fn config() -> Config {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             max_request_bytes: 64 << 10,
             max_upload_bytes: 1 << 20,
-            max_connections: 100,
-            max_streams_per_connection: 100,
+            connections: ConnectionLimits {
+                most: 100,
+                streams: 100,
+                handshake_timeout: Duration::from_secs(10),
+                keepalive_interval: Duration::from_secs(30),
+                keepalive_timeout: Duration::from_secs(10),
+                idle: None,
+                age: None,
+                age_grace: Duration::ZERO,
+            },
             drain_timeout: Duration::from_secs(20),
+            tls: None,
         },
+        auth: TokenFiles::new(),
         models: Models { root: None, embedded: false, max_weight_bytes: 0, aliases: BTreeMap::new() },
         engine: Engine {
             shards: Some(1),
@@ -108,6 +119,8 @@ impl Daemon {
     pub(crate) async fn serve(app: App, config: Config) -> (Self, impl Future<Output = ()>) {
         let listener = Listener::bind(config.server.listen).await.unwrap();
         let address = listener.local_addr().unwrap();
+        let security = Security::load(config.server.tls.as_ref(), &config.auth).unwrap();
+        let app = app.guarded(security);
         let loaded = app.loaded();
         let catalogue = app.catalogue().clone();
         let (stop, stopped) = oneshot::channel::<()>();

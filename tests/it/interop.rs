@@ -3,9 +3,11 @@
 
 use std::process::Stdio;
 
+use pixeld::security::Group;
 use tokio::process::Command;
 
 use crate::harness::{Daemon, config, next, stream};
+use crate::pki::{Authority, Files, over_tls};
 
 /// Runs a script of `tests/interop` against a daemon.
 async fn run(script: &str, packages: Option<&str>) {
@@ -38,6 +40,23 @@ async fn run_with(script: &str, packages: Option<&str>, arguments: &[&str]) {
 #[tokio::test]
 async fn the_python_client_samples_scores_and_lists() {
     run("client.py", option_env!("PIXELD_TEST_PYTHONPATH")).await;
+}
+
+#[tokio::test]
+async fn the_python_client_shows_a_certificate_and_a_token_where_they_are_wanted() {
+    let (authority, files) = (Authority::new("ours"), Files::new());
+    let mut config = over_tls(files.tls(&authority.issue(), Some(&authority)));
+    let (token, client) = ("a-token-for-everything", authority.issue());
+    config.auth = [Group::Generation, Group::Scoring, Group::Models].map(|group| files.tokens(group, &[token])).into();
+    let (daemon, _gate) = Daemon::gated(4, config).await;
+    let shown = [
+        files.write("ca.pem", &authority.pem()),
+        files.write("client.pem", &client.certificate),
+        files.write("client.key", &client.key),
+    ];
+    let [authority, certificate, key] = shown.each_ref().map(|path| path.to_str().unwrap());
+    let arguments = [&daemon.address.to_string(), authority, certificate, key, token];
+    run_with("secured.py", option_env!("PIXELD_TEST_PYTHONPATH"), &arguments).await;
 }
 
 #[tokio::test]

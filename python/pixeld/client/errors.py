@@ -51,6 +51,10 @@ class ModelNotFound(PixeldError, LookupError):
     """There is no such model."""
 
 
+class Unauthenticated(PixeldError, PermissionError):
+    """The daemon wants a token, and the one given, if any, does not let in."""
+
+
 class DeadlineExceeded(PixeldError, TimeoutError):
     """The `timeout` or the `queue_timeout` passed."""
 
@@ -62,6 +66,7 @@ class ResumeError(PixeldError):
 KINDS: dict[grpc.StatusCode, type[PixeldError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
     grpc.StatusCode.NOT_FOUND: ModelNotFound,
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
 }
 

@@ -63,9 +63,10 @@ class Stream(Iterator[Values]):
 class Client(Connection):
     """A connection to a daemon; may be used by several threads.
 
-    target: "host:port". credentials: of the transport, for example ``grpc.ssl_channel_credentials()``, for a daemon
-    behind a proxy that speaks TLS; plain text without. token: sent as a bearer token with every call; in the clear, if
-    there are no credentials. timeout: seconds that a call may take in all, unless it is given one of its own.
+    target: "host:port". credentials: of the transport, for a daemon that speaks TLS, for example
+    ``grpc.ssl_channel_credentials(authority)``, with a key and a certificate after that for one that wants them of its
+    clients; plain text without. token: sent as a bearer token with every call; in the clear, if there are no
+    credentials. timeout: seconds that a call may take in all, unless it is given one of its own.
     options: of the gRPC channel, above the client's own.
     """
 

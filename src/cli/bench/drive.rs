@@ -9,11 +9,11 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
 
 use super::arrivals::Arrivals;
 use super::plan::{Mode, Plan};
 use super::tally::{Ending, Role, Slo, Tally};
+use crate::cli::access::Channel;
 use crate::cli::failure::Failure;
 
 /// Streams open at once at most: what a daemon that stands still may cost the client. What arrives beyond that is counted

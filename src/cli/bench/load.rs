@@ -6,13 +6,13 @@ use clap::{ArgGroup, Args};
 use humantime_serde::re::humantime;
 use serde::Serialize;
 use serde_json::{Map, Value};
-use tonic::transport::Channel;
 
 use super::arrivals::{Arrivals, Law};
 use super::drive::{self, Channels, MAX_OPEN};
 use super::plan::{Classes, Mode, Plan};
 use super::record::{Load, Record};
 use super::tally::{Counts, Figures, Outcomes, Slo, Spread};
+use crate::cli::access::Channel;
 use crate::cli::failure::Failure;
 use crate::cli::source::{Granularity, Source};
 use crate::cli::{client, connect, output, progress};

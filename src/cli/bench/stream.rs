@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
 use super::tally::{Ended, Ending, Role, Seen, Tally};
+use crate::cli::access::Channel;
 use crate::cli::assembly::Assembly;
 use crate::cli::client;
 use crate::cli::failure::Failure;
