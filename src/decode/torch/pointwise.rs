@@ -5,6 +5,8 @@
 //! alone. So results of such functions, or what they are taken of, lie apart here: as columns of something wider. A
 //! maximum, a sum or a product of two numbers needs no such care: it is rounded correctly, so that there is but one.
 
+use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
+
 use tch::{TchError, Tensor};
 
 use super::FLOAT;
@@ -23,8 +25,16 @@ pub(super) fn activate(from: &Tensor, activation: Activation) -> Result<Tensor, 
             let _ = from.f_neg_out(&minus)?.f_elu_()?;
             Ok(both)
         }
-        Activation::Gelu => from.f_gelu_out(&apart()?, "none"),
-        Activation::GeluTanh => from.f_gelu_out(&apart()?, "tanh"),
+        // Written out, since libtorch's own fills what it is given as if its rows lay together.
+        Activation::Gelu => {
+            let erf = from.f_mul_scalar(FRAC_1_SQRT_2)?.f_erf_out(&apart()?)?;
+            erf.f_add_scalar(1)?.f_mul_scalar(0.5)?.f_mul_(from)
+        }
+        Activation::GeluTanh => {
+            let cube = from.f_mul(from)?.f_mul_(from)?.f_mul_scalar_(0.044_715)?;
+            let tanh = cube.f_add(from)?.f_mul_scalar_(FRAC_2_SQRT_PI * FRAC_1_SQRT_2)?.f_tanh_out(&apart()?)?;
+            tanh.f_add_scalar(1)?.f_mul_scalar(0.5)?.f_mul_(from)
+        }
         Activation::GeluSigmoid => from.f_mul_scalar(1.702)?.f_sigmoid_out(&apart()?)?.f_mul(from),
     }
 }
