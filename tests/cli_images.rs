@@ -111,7 +111,7 @@ fn a_completion_keeps_the_rows_that_were_given() {
     std::fs::create_dir(root.path().join("toy")).unwrap();
     std::fs::write(root.path().join("toy/model.toml"), manifest).unwrap();
     let shape = Shape::new(4, 3, 3, 64).unwrap();
-    let order = Order::BlockRaster(Blocks::new(shape, 2, 1).unwrap());
+    let order = Order::BlockRaster(Blocks::new(shape, 2, 3).unwrap());
     let given: Vec<u16> = (0..36).collect();
     let file = |name: &str| root.path().join(name).to_str().unwrap().to_owned();
     std::fs::write(file("given.png"), codec::encode_png(&given, shape, None).unwrap()).unwrap();
