@@ -6,7 +6,7 @@ PYTHON ?= python3
 FAMILIES = $(wildcard src/model/families/*.rs src/model/families/*/mod.rs)
 TOOLS := $(shell $(PYTHON) scripts/setup.py --where 2>/dev/null)/tools
 
-.PHONY: help setup build demo test conformance fuzz fuzz-coverage miri check fmt format clippy deny sbom doc container readme deployment replicas test-pytorch bench bench-peers train goldens lists otlp results sheets
+.PHONY: help setup build demo test conformance fuzz fuzz-coverage miri check fmt format clippy deny sbom doc container readme soak drain deployment replicas test-pytorch bench bench-peers train goldens lists otlp results sheets
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -69,6 +69,12 @@ $(TOOLS)/bin/cargo-cyclonedx:
 
 doc: setup
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+
+soak: build ## every kind of client against a daemon for MINUTES=1, and what they leave behind
+	@sh scripts/soak.sh $(or $(MINUTES),1) $(ARGS)
+
+drain: build ## how long a daemon takes to end after SIGTERM with the worst clients there are
+	@sh scripts/drain.sh
 
 test-pytorch: build ## the tests of python/, the daemon beside the reference, and training as in the README (fetches 3 GB)
 	@sh scripts/pytorch.sh tests

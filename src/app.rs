@@ -13,7 +13,7 @@ use tokio_stream::StreamExt;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::config::Config;
-use crate::engine::catalogue::{Catalogue, State};
+use crate::engine::catalogue::Catalogue;
 use crate::fleet::{Fleet, Packages, Settings};
 pub use crate::fleet::{Load, Source};
 use crate::rpc::{self, Connections, ServerInfo, Uploads};
@@ -21,8 +21,6 @@ use crate::security::Security;
 
 /// What answered calls may take to leave their connections, and engines to finish their last step, beyond the drain.
 const LINGER: Duration = Duration::from_millis(500);
-/// What engines may take to end once everything was cancelled: a step, unless a device hangs.
-const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Operators at once, and calls of each.
 const ADMIN_CONNECTIONS: (u32, u32) = (32, 32);
 /// Request messages of operators, in bytes: a name or two.
@@ -75,6 +73,7 @@ impl App {
             shards: config.engine.shards(),
             fixed_slots: config.engine.slots.is_some(),
             engine: config.engine.engine,
+            stall_exit: config.engine.stall_exit,
             drain_timeout: config.server.drain_timeout,
             max_memory: config.engine.max_model_bytes,
         };

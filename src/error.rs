@@ -225,6 +225,8 @@ pub enum Error {
     ClientTooSlow {
         /// Values handed to the transport so far, over all images of the request.
         values: u64,
+        /// The rank that each image goes on from.
+        ranks: Vec<u32>,
     },
     /// The client, or an operator, cancelled it.
     #[error("cancelled")]
@@ -235,6 +237,21 @@ pub enum Error {
     /// The request brings no token that lets it in. Says nothing of what was wrong with one.
     #[error("this needs a token: send the metadata `authorization: Bearer TOKEN` with one that is valid here")]
     Unauthenticated,
+    /// The request could be met at the earliest after its deadline, as things are; nothing of it was begun.
+    #[error("the deadline cannot be met: the last value is expected in {} ms", estimate.as_millis())]
+    DeadlineInfeasible {
+        /// From now to the last value.
+        estimate: Duration,
+    },
+    /// A request of this name is under way.
+    #[error("a request with the id {request_id:?} is under way")]
+    AlreadyRunning {
+        /// Its name.
+        request_id: String,
+    },
+    /// There was no memory to compute this, even alone.
+    #[error("out of memory while computing")]
+    OutOfMemory,
     /// The model broke while computing; what is public of the cause.
     #[error("engine fault: {0}")]
     EngineFault(String),

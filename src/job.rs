@@ -48,11 +48,17 @@ pub struct Limits {
     pub images_per_request: u32,
     /// Items one unary scoring request may hold.
     pub items_per_request: u32,
+    /// Longest wait for the first value, or for a score; a request may only ask for less.
+    pub queue_timeout: Duration,
+    /// How long an answer may wait to be read before its work is stopped.
+    pub unread_timeout: Duration,
 }
 
 impl Limits {
     /// The largest that either may be: what a message is made of takes memory before it can be counted.
     pub const MOST: u32 = 1 << 16;
+    /// The longest that the first value of a request may be waited for.
+    pub const LONGEST_QUEUE_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 }
 
 /// A sampling request as it came, every number unchecked.

@@ -112,6 +112,15 @@ pub const RUNNING: Metric = gauge("pixeld_images_running", &["model"], "Images i
 pub const QUEUED: Metric = gauge("pixeld_images_queued", &["model"], "Images waiting for a slot");
 /// Images being scored.
 pub const SCORING: Metric = gauge("pixeld_images_scoring", &["model"], "Images waiting to be scored, or being scored");
+/// Images taken in.
+pub const SUBMITTED: Metric =
+    counter("pixeld_images_submitted_total", &["model"], "Images taken in, to sample or to score");
+/// Images that ended otherwise than complete.
+pub const GIVEN_UP: Metric = counter(
+    "pixeld_images_given_up_total",
+    &["model"],
+    "Images that failed, were late or cancelled; of those submitted, what is neither this nor finished is under way",
+);
 /// Progress.
 pub const PROGRESS_AGE: Metric = gauge(
     "pixeld_last_progress_age_seconds",
@@ -143,6 +152,8 @@ pub const ALL: &[Metric] = &[
     RUNNING,
     QUEUED,
     SCORING,
+    SUBMITTED,
+    GIVEN_UP,
     PROGRESS_AGE,
     READY,
     BUILD,

@@ -73,11 +73,16 @@ pub(super) fn check(settings: BTreeMap<String, Setting>) -> Result<Config, Viola
             engine: EngineConfig {
                 queue_images: reader.number("engine.queue_images", 1..=1_000_000),
                 score_share: reader.read("engine.score_share", parse_share).unwrap_or_default(),
+                batch_share: reader.read("engine.batch_share", parse_share).unwrap_or_default(),
+                stall_timeout: reader.time("engine.stall_timeout", SHORTEST..=LONGEST),
             },
+            stall_exit: reader.flag("engine.stall_exit"),
         },
         limits: Limits {
             images_per_request: reader.number("limits.images_per_request", 1..=Limits::MOST),
             items_per_request: reader.number("limits.items_per_request", 1..=Limits::MOST),
+            queue_timeout: reader.time("limits.queue_timeout", SHORTEST..=Limits::LONGEST_QUEUE_TIMEOUT),
+            unread_timeout: reader.time("limits.unread_timeout", SHORTEST..=LONGEST),
         },
         admin: Admin { listen: reader.read("admin.listen", parse_admin).flatten() },
         metrics: Metrics { listen: reader.read("metrics.listen", parse_address_or_none).flatten() },

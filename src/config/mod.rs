@@ -90,6 +90,8 @@ pub struct Engine {
     pub threads: Option<u32>,
     /// Memory that all models together may take, in bytes; `None` for no limit.
     pub max_model_bytes: Option<u64>,
+    /// Whether the process ends when an engine hangs.
+    pub stall_exit: bool,
     /// The rest.
     pub engine: EngineConfig,
 }

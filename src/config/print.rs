@@ -75,6 +75,9 @@ impl fmt::Display for Config {
                     ("max_model_memory", self.engine.max_model_bytes.map_or_else(|| NONE.into(), size)),
                     ("queue_images", self.engine.engine.queue_images.into()),
                     ("score_share", self.engine.engine.score_share.into()),
+                    ("batch_share", self.engine.engine.batch_share.into()),
+                    ("stall_timeout", time(self.engine.engine.stall_timeout)),
+                    ("stall_exit", self.engine.stall_exit.into()),
                 ],
             ),
             (
@@ -82,6 +85,8 @@ impl fmt::Display for Config {
                 &[
                     ("images_per_request", self.limits.images_per_request.into()),
                     ("items_per_request", self.limits.items_per_request.into()),
+                    ("queue_timeout", time(self.limits.queue_timeout)),
+                    ("unread_timeout", time(self.limits.unread_timeout)),
                 ],
             ),
             ("admin", &[("listen", admin.into())]),
@@ -103,6 +108,10 @@ impl fmt::Display for Config {
         }
         Ok(())
     }
+}
+
+fn time(duration: Duration) -> Value {
+    format_duration(duration).to_string().into()
 }
 
 fn number_or_auto(number: Option<u32>) -> Value {

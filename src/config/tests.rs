@@ -61,10 +61,16 @@ fn the_defaults_are_those_of_the_example_file() {
             precision: Precision::F32,
             threads: None,
             max_model_bytes: None,
-            engine: EngineConfig { queue_images: 1024, score_share: 0.25 },
+            stall_exit: false,
+            engine: EngineConfig::default(),
         },
-        limits: Limits { images_per_request: 256, items_per_request: 256 },
         admin: Admin::default(),
+        limits: Limits {
+            images_per_request: 256,
+            items_per_request: 256,
+            queue_timeout: Duration::from_secs(3600),
+            unread_timeout: Duration::from_secs(30),
+        },
         metrics: Metrics::default(),
         log: Log { filter: "info".to_owned(), json: false },
         trace: Trace { endpoint: None, ratio: 1.0 },
@@ -95,7 +101,7 @@ fn each_layer_wins_over_the_one_below() {
 fn every_fault_is_reported_at_once_with_its_origin() {
     let file = file(
         "[server]\nlisten = \"localhost\"\ndrain_timeout = \"-3s\"\nmax_connection_age = \"1ms\"\nkeepalive_timeout = \"0s\"\nmax_request = \"much\"\n\
-         [engine]\nshards = \"all\"\nslots = 0\nbackend = \"cuda\"\nprecision = \"f16\"\nscore_share = 1.0\nthreads = 2.5\n[log]\njson = \"perhaps\"\n",
+         [engine]\nshards = \"all\"\nslots = 0\nbackend = \"cuda\"\nprecision = \"f16\"\nscore_share = 1.0\nbatch_share = 0\nstall_timeout = \"0s\"\nstall_exit = 2\nthreads = 2.5\n[log]\njson = \"perhaps\"\n",
     );
     let layers = Layers {
         file: Some(file.path().to_owned()),
@@ -118,8 +124,13 @@ fn every_fault_is_reported_at_once_with_its_origin() {
         "engine.threads",
         "engine.queue_images",
         "engine.score_share",
+        "engine.batch_share",
+        "engine.stall_timeout",
+        "engine.stall_exit",
         "limits.images_per_request",
         "limits.items_per_request",
+        "limits.queue_timeout",
+        "limits.unread_timeout",
         "log.filter",
         "log.json",
         "limits",

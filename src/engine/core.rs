@@ -69,6 +69,8 @@ pub(super) struct Core {
     pub(super) rows: ParamRows,
     /// The part of a plan's step that is carried out; kept for its room.
     pub(super) stepping: Vec<Advance>,
+    /// When the last step ended, since there has been work without a break.
+    pub(super) stepped: Option<Instant>,
     /// When all readers were last told what they had not been.
     pub(super) told: Option<Instant>,
     pub(super) shard: Arc<Shard>,
@@ -95,6 +97,7 @@ impl Core {
             clock,
             jobs: HashMap::new(),
             pass: Pass::default(),
+            stepped: None,
             told: None,
             stepping: Vec::with_capacity(spec.slots as usize),
             meter: Meter::new(&spec.name),
@@ -160,6 +163,7 @@ impl Core {
         let plan = self.scheduler.plan();
         if plan == Plan::default() {
             self.shard.gauges.idle();
+            self.stepped = None;
             return Tick::Idle;
         }
         let outcome = match self.execute(&plan) {

@@ -70,7 +70,9 @@ impl Core {
         let mut now = (self.clock)();
         outcome.sampling = now.duration_since(began);
         if !plan.advance.is_empty() {
-            self.shard.gauges.stepped(outcome.sampling);
+            // From step to step, with what lies between: that is the pace at which images come.
+            let last = self.stepped.replace(now);
+            self.shard.gauges.stepped(last.map_or(outcome.sampling, |last| now.duration_since(last)));
             let images = plan.advance.len() as u32;
             self.meter.stepped(outcome.sampling, images, images * self.spec.values_per_step());
         }
@@ -113,20 +115,32 @@ impl Core {
             absorbed.is_err() || live.absorbed(absorb.ranks.clone(), &self.rows, self.spec.head, self.clock).is_ok();
         self.settle(absorbed, &[absorb.image], outcome)?;
         if !finite {
-            self.fail(absorb.image, NOT_FINITE, outcome);
+            self.fail(absorb.image, not_finite(), outcome);
         }
         Ok(())
     }
 
     fn advance(&mut self, advance: &[Advance], began: Instant, outcome: &mut Outcome) -> Result<(), String> {
-        self.stepping.clear();
+        let mut stepping = std::mem::take(&mut self.stepping);
+        stepping.clear();
+        stepping.extend(advance.iter().filter(|part| self.is_live(part)));
+        let stepped = self.step(&stepping, began, outcome);
+        self.stepping = stepping;
+        stepped
+    }
+
+    /// Whether the image is there. One whose opening failed, or whose job did, is planned for but is not.
+    fn is_live(&self, part: &Advance) -> bool {
+        let place = self.places.get(part.slot.0 as usize).and_then(Option::as_ref);
+        place.is_some_and(|live| live.key == part.image)
+    }
+
+    /// Carries out the step of images that are there, in halves where there is no memory for all of them.
+    fn step(&mut self, stepping: &[Advance], began: Instant, outcome: &mut Outcome) -> Result<(), String> {
         // The one allocation of a step here: rows that borrow canvases cannot outlive it.
-        let mut rows = Vec::with_capacity(advance.len());
-        for part in advance {
-            // An image whose opening failed is planned for, but not there.
-            let place = self.places.get(part.slot.0 as usize).and_then(Option::as_ref);
-            if let Some(live) = place.filter(|live| live.key == part.image) {
-                self.stepping.push(*part);
+        let mut rows = Vec::with_capacity(stepping.len());
+        for part in stepping {
+            if let Some(live) = self.places.get(part.slot.0 as usize).and_then(Option::as_ref) {
                 rows.push(StepRow { slot: part.slot, canvas: &live.canvas });
             }
         }
@@ -134,14 +148,19 @@ impl Core {
             return Ok(());
         }
         let stepped = self.model.step(&rows, &mut self.rows);
-        let stepping = std::mem::take(&mut self.stepping);
+        if let (Err(ModelError::Memory(why)), 2..) = (&stepped, stepping.len()) {
+            tracing::warn!(model = self.spec.name, why, images = stepping.len(), "no memory for a step; halving it");
+            let (first, second) = stepping.split_at(stepping.len() / 2);
+            self.step(first, began, outcome)?;
+            let left: Vec<_> = second.iter().filter(|part| self.is_live(part)).copied().collect();
+            return self.step(&left, began, outcome);
+        }
         if stepped.is_err() {
             let images: Vec<_> = stepping.iter().map(|part| part.image).collect();
             self.settle(stepped, &images, outcome)?;
         }
         // Whatever a fault has cost is gone by now; what is left of the step counts.
-        self.draw(&stepping, began, outcome);
-        self.stepping = stepping;
+        self.draw(stepping, began, outcome);
         Ok(())
     }
 
@@ -151,7 +170,7 @@ impl Core {
         for (row, part) in stepping.iter().enumerate() {
             let Some(live) = live(&mut self.places, part.slot, part.image) else { continue };
             if live.advance(self.rows.row(row), self.spec.head, batch, self.clock).is_err() {
-                self.fail(part.image, NOT_FINITE, outcome);
+                self.fail(part.image, not_finite(), outcome);
             }
         }
         let due = self.told.is_none_or(|told| now.saturating_duration_since(told) >= WAKE_INTERVAL);
@@ -185,7 +204,7 @@ impl Core {
                 let mut spoilt = Vec::new();
                 let (rows, head) = (&self.rows, self.spec.head);
                 self.pass.add(slice.from, outcome.scored_to, rows, head, |image| spoilt.push(image));
-                spoilt.into_iter().for_each(|image| self.fail(image, NOT_FINITE, outcome));
+                spoilt.into_iter().for_each(|image| self.fail(image, not_finite(), outcome));
                 Ok(())
             }
             // A pass has no slots: whatever the model says, it is the whole pass that failed.
@@ -210,19 +229,28 @@ impl Core {
             ModelError::Slots(slots) => {
                 let image = |slot: Slot| self.places.get(slot.0 as usize)?.as_ref().map(|live| live.key);
                 let spoilt: Vec<_> = slots.into_iter().filter_map(image).collect();
-                spoilt.into_iter().for_each(|image| self.fail(image, SLOT_SPOILT, outcome));
+                let lost = || Error::EngineFault(SLOT_SPOILT.into());
+                spoilt.into_iter().for_each(|image| self.fail(image, lost(), outcome));
             }
-            ModelError::Step(_) => images.iter().for_each(|&image| self.fail(image, CALL_FAILED, outcome)),
+            ModelError::Memory(_) => images.iter().for_each(|&image| self.fail(image, Error::OutOfMemory, outcome)),
+            ModelError::Step(_) => {
+                let failed = || Error::EngineFault(CALL_FAILED.into());
+                images.iter().for_each(|&image| self.fail(image, failed(), outcome));
+            }
             ModelError::Fatal(why) => return Err(why),
         }
         Ok(())
     }
 
     /// Ends the job of an image that failed. Its other images are cancelled once the plan is committed.
-    fn fail(&mut self, image: ImageKey, why: &str, outcome: &mut Outcome) {
+    fn fail(&mut self, image: ImageKey, error: Error, outcome: &mut Outcome) {
         outcome.failed.push(image);
-        self.end(image.job, Error::EngineFault(why.into()));
+        self.end(image.job, error);
     }
+}
+
+fn not_finite() -> Error {
+    Error::EngineFault(NOT_FINITE.into())
 }
 
 /// The image in `slot`, if it is `image`.

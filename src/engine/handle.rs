@@ -10,16 +10,17 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::core::Command;
 use super::event::{Promise, SampleBuffer};
-use super::gauges::{Gauges, Load};
+use super::gauges::Load;
 use super::health::Health;
 use super::part::{Part, Whole};
 use super::pass::{ScoreReply, Sheet};
-use super::shared::{Claim, Kind, Places, Shared};
+use super::shared::{Claim, Kind, Permit, Shared};
 use super::split::split;
 use super::stages::FirstStage;
 use super::stream::{SampleStream, ScoreTicket};
 use crate::error::{Error, Violations};
-use crate::job::{SampleJob, ScoreJob};
+use crate::image::Rank;
+use crate::job::{Class, SampleJob, ScoreJob};
 use crate::sched::JobId;
 use crate::spec::ModelSpec;
 
@@ -85,23 +86,50 @@ impl Handle {
         &self.shared.spec
     }
 
-    /// Queues a sampling job; never waits. `deadline`: when the client gives up.
+    /// Takes places for `images` images of `class`, before anything is spent on them; never waits. To be asked before a
+    /// request is decoded: a refusal should be cheap.
     ///
     /// # Errors
     /// [`Error::QueueFull`], [`Error::Draining`], [`Error::ModelFailed`]; [`Error::Invalid`] for more images than there
     /// are places in all.
+    pub fn admit(&self, kind: Kind, images: u32, class: Class) -> Result<Permit, Error> {
+        let places = self.shared.places(kind);
+        let permit = places.take(class, images);
+        // Only now: see `drained`.
+        self.serving()?;
+        let limit = places.limit(class);
+        if images > limit {
+            let field = match kind {
+                Kind::Sampling => "image_count",
+                Kind::Scoring => "items",
+            };
+            let rule = format!("must be at most {limit}, the places of the queue for this class, got {images}");
+            return Err(Violations::one(field, rule).into());
+        }
+        permit.ok_or_else(|| self.full(kind, images, class))
+    }
+
+    /// What `images` more images of `class`, of which `known` values are there, would take from now to the last value of the
+    /// last, if they were admitted. `None` before anything was measured.
+    #[must_use]
+    pub fn estimate(&self, kind: Kind, images: u32, class: Class, known: Rank) -> Option<Duration> {
+        self.shared.until_done(kind, images, class, known)
+    }
+
+    /// Queues a sampling job; never waits. `deadline`: when the client gives up.
+    ///
+    /// # Errors
+    /// As [`admit`](Self::admit).
     pub fn sample(&self, job: SampleJob, deadline: Option<Instant>) -> Result<SampleStream, Error> {
-        let permits = self.admit(Kind::Sampling, job.images)?;
-        let mut stream = SampleStream::new(&job, deadline);
-        stream.claim = Some(self.send(job, &stream.buffer, permits)?);
-        Ok(stream)
+        let permit = self.admit(Kind::Sampling, job.images, job.class)?;
+        self.sample_admitted(permit, None, job, deadline)
     }
 
     /// Queues a sampling job whose low-resolution images `lower` draws first, from the same seed; never waits. The job has
     /// its places from now on, and is sent as soon as those images are there and the stream is read.
     ///
     /// # Errors
-    /// As [`sample`](Self::sample), of either model.
+    /// As [`admit`](Self::admit), of either model.
     pub fn sample_from(
         &self,
         lower: &Handle,
@@ -109,48 +137,68 @@ impl Handle {
         deadline: Option<Instant>,
     ) -> Result<SampleStream, Error> {
         // First: whoever drains this model between the stages finds the job admitted.
-        let permits = self.admit(Kind::Sampling, job.images)?;
+        let permit = self.admit(Kind::Sampling, job.images, job.class)?;
+        let first = lower.admit(Kind::Sampling, job.images, job.class)?;
+        self.sample_admitted(permit, Some((lower, first)), job, deadline)
+    }
+
+    /// Queues a sampling job that has its places: `permit` here, and in `lower` where that draws the low-resolution images
+    /// first. See [`sample`](Self::sample) and [`sample_from`](Self::sample_from).
+    ///
+    /// # Errors
+    /// [`Error::QueueFull`] if a burst has filled the way to the engine; [`Error::Draining`] or [`Error::ModelFailed`] if it
+    /// is gone.
+    pub fn sample_admitted(
+        &self,
+        permit: Permit,
+        lower: Option<(&Handle, Permit)>,
+        job: SampleJob,
+        deadline: Option<Instant>,
+    ) -> Result<SampleStream, Error> {
         let mut stream = SampleStream::new(&job, deadline);
-        let low = lower.sample(job.first_stage(lower.spec()), None)?;
-        let lower = Arc::clone(lower.spec());
-        stream.first = Some(Box::new(FirstStage { low, lower, job, permits, upper: self.clone() }));
+        match lower {
+            None => stream.claim = Some(self.send(job, &stream.buffer, permit)?),
+            Some((lower, first)) => {
+                let low = lower.sample_admitted(first, None, job.first_stage(lower.spec()), None)?;
+                let lower = Arc::clone(lower.spec());
+                stream.first = Some(Box::new(FirstStage { low, lower, job, permit, upper: self.clone() }));
+            }
+        }
         Ok(stream)
     }
 
     /// Sends an admitted job, whatever has become of admission since.
-    pub(super) fn send(
-        &self,
-        job: SampleJob,
-        buffer: &Arc<SampleBuffer>,
-        permits: OwnedSemaphorePermit,
-    ) -> Result<Claim, Error> {
-        let (images, job) = (job.images, Arc::new(job));
-        self.submit(Kind::Sampling, images, permits, |id, images, part| {
+    pub(super) fn send(&self, job: SampleJob, buffer: &Arc<SampleBuffer>, permit: Permit) -> Result<Claim, Error> {
+        let (images, class, job) = (job.images, job.class, Arc::new(job));
+        self.submit(Kind::Sampling, (images, class), permit, |id, images, part| {
             let promise = Promise::new(Arc::clone(buffer), part);
             Command::Sample { id, job: Arc::clone(&job), images, promise }
         })
     }
 
-    /// Whether `items` more images to score would be taken now. Asked before they are decoded: a refusal should be cheap.
-    ///
-    /// # Errors
-    /// As [`score`](Self::score).
-    pub fn may_score(&self, items: u32) -> Result<(), Error> {
-        self.admit(Kind::Scoring, items).map(drop)
-    }
-
     /// Queues a scoring job; never waits. `deadline`: when the client gives up.
     ///
     /// # Errors
-    /// [`Error::QueueFull`], [`Error::Draining`], [`Error::ModelFailed`]; [`Error::Invalid`] for more items than there
-    /// are places in all.
+    /// As [`admit`](Self::admit).
     pub fn score(&self, job: ScoreJob, deadline: Option<Instant>) -> Result<ScoreTicket, Error> {
-        let items = job.items.len() as u32;
-        let permits = self.admit(Kind::Scoring, items)?;
+        let permit = self.admit(Kind::Scoring, job.items.len() as u32, job.class)?;
+        self.score_admitted(permit, job, deadline)
+    }
+
+    /// Queues a scoring job that has its places.
+    ///
+    /// # Errors
+    /// As [`sample_admitted`](Self::sample_admitted).
+    pub fn score_admitted(
+        &self,
+        permit: Permit,
+        job: ScoreJob,
+        deadline: Option<Instant>,
+    ) -> Result<ScoreTicket, Error> {
         let (sender, result) = oneshot::channel();
         let (started, sheet) = (Arc::new(OnceLock::new()), Sheet::new(job.items.len(), sender));
-        let job = Arc::new(job);
-        let claim = self.submit(Kind::Scoring, items, permits, |id, images, part| {
+        let (items, class, job) = (job.items.len() as u32, job.class, Arc::new(job));
+        let claim = self.submit(Kind::Scoring, (items, class), permit, |id, images, part| {
             let reply = ScoreReply::new(Arc::clone(&started), Arc::clone(&sheet), part);
             Command::Score { id, job: Arc::clone(&job), images, reply }
         })?;
@@ -169,6 +217,13 @@ impl Handle {
         self.shared.load(Instant::now())
     }
 
+    /// For how long nothing was done although there is work, if that is longer than the configuration allows: the engine
+    /// hangs in a step then.
+    #[must_use]
+    pub fn stalled(&self) -> Option<Duration> {
+        self.shared.stalled(Instant::now())
+    }
+
     /// Stops admission; what was admitted goes on.
     pub fn drain(&self) {
         self.shared.drain();
@@ -177,9 +232,9 @@ impl Handle {
     /// Resolves when no permit is out any more: every stream and ticket is gone. Call [`drain`](Self::drain) first.
     pub async fn drained(&self) {
         for places in [&self.shared.sampling, &self.shared.scoring] {
-            // Fails only if the semaphore is closed, which nobody does. The permits go back at once: `admit` looks at the
-            // health once it has its own, so whoever comes after `drain` was called is refused.
-            let _ = places.permits.acquire_many(places.limit).await;
+            // They go back at once: `admit` looks at the health once it has its own, so whoever comes after `drain` was called
+            // is refused.
+            places.all_free().await;
         }
     }
 
@@ -191,31 +246,6 @@ impl Handle {
             // A full channel wakes the shard as well.
             let _ = commands.try_send(Command::Wake);
         }
-    }
-
-    fn places(&self, kind: Kind) -> &Places {
-        match kind {
-            Kind::Sampling => &self.shared.sampling,
-            Kind::Scoring => &self.shared.scoring,
-        }
-    }
-
-    /// Permits for `images` images, before anything is spent on them.
-    fn admit(&self, kind: Kind, images: u32) -> Result<OwnedSemaphorePermit, Error> {
-        let places = self.places(kind);
-        let permits = Arc::clone(&places.permits).try_acquire_many_owned(images);
-        // Only now: see `drained`.
-        self.serving()?;
-        if images > places.limit {
-            let field = match kind {
-                Kind::Sampling => "image_count",
-                Kind::Scoring => "items",
-            };
-            let mut violations = Violations::new();
-            violations.add(field, format!("must be at most {}, the places of the queue, got {images}", places.limit));
-            return Err(violations.into());
-        }
-        permits.map_err(|_| self.full(kind, images))
     }
 
     fn serving(&self) -> Result<(), Error> {
@@ -230,8 +260,8 @@ impl Handle {
     fn submit(
         &self,
         kind: Kind,
-        images: u32,
-        permits: OwnedSemaphorePermit,
+        (images, class): (u32, Class),
+        permit: Permit,
         make: impl Fn(JobId, Range<u32>, Part) -> Command,
     ) -> Result<Claim, Error> {
         let _turn = self.shared.submitting.lock().unwrap_or_else(PoisonError::into_inner);
@@ -240,12 +270,12 @@ impl Handle {
         let parts: Vec<_> = split(images, &burdens).into_iter().filter_map(lane).collect();
         let id = self.shared.new_job();
         let shards = parts.iter().map(|(shard, ..)| Arc::clone(shard)).collect();
-        let claim = Claim { whole: Arc::new(Whole::new(id, shards)), _permits: permits };
+        let claim = Claim { whole: Arc::new(Whole::new(id, shards)), _permit: permit };
         for (shard, commands, range) in parts {
             let part = Part::new(Arc::clone(&claim.whole), Arc::clone(shard), kind, range.end - range.start);
             // A part that cannot be sent fails the job, which takes those out that were.
             commands.try_send(make(id, range, part)).map_err(|error| match error {
-                TrySendError::Full(_) => self.full(kind, images),
+                TrySendError::Full(_) => self.full(kind, images, class),
                 // The thread is gone; by failing, or else by stopping.
                 TrySendError::Disconnected(_) => self.serving().err().unwrap_or(Error::Draining),
             })?;
@@ -253,27 +283,12 @@ impl Handle {
         Ok(claim)
     }
 
-    /// The refusal. Its wait is what the places still missing take to come free at the latest pace: every slot of every shard
-    /// gives one back after as many steps as an image has; each shard's scoring gives one back for every image's worth of
-    /// values.
-    fn full(&self, kind: Kind, requested: u32) -> Error {
-        let (places, spec) = (self.places(kind), self.spec());
-        let free = places.free();
-        let missing = f64::from(requested.saturating_sub(free).max(1));
-        let values = f64::from(spec.shape.values());
-        let seconds = match kind {
-            Kind::Sampling => {
-                let steps = values / f64::from(spec.values_per_step().max(1));
-                self.shared.mean(Gauges::step).as_secs_f64() * steps * missing / f64::from(spec.slots.max(1))
-            }
-            Kind::Scoring => {
-                let each = self.shared.mean(Gauges::scored_value).as_secs_f64();
-                each * values * missing / self.shared.shards.len().max(1) as f64
-            }
-        };
-        let measured = seconds > 0.0;
-        let estimate = Duration::try_from_secs_f64(seconds).unwrap_or(WAITS.1).clamp(WAITS.0, WAITS.1);
-        let retry_after = if measured { estimate } else { UNKNOWN_WAIT };
-        Error::QueueFull { name: spec.name.clone(), requested, free, limit: places.limit, retry_after }
+    /// The refusal, with an estimate of when there will be room.
+    fn full(&self, kind: Kind, requested: u32, class: Class) -> Error {
+        let places = self.shared.places(kind);
+        let (free, limit) = (places.free(class), places.limit(class));
+        let estimate = self.shared.until_free(kind, requested.saturating_sub(free).max(1));
+        let retry_after = estimate.map_or(UNKNOWN_WAIT, |estimate| estimate.clamp(WAITS.0, WAITS.1));
+        Error::QueueFull { name: self.spec().name.clone(), requested, free, limit, retry_after }
     }
 }

@@ -45,6 +45,7 @@ pub(super) struct Part {
 impl Part {
     pub(super) fn new(whole: Arc<Whole>, shard: Arc<Shard>, kind: Kind, images: u32) -> Self {
         shard.outstanding(kind).fetch_add(images, Ordering::Relaxed);
+        shard.ledger.submitted(images);
         Self { whole, shard, kind, images }
     }
 
@@ -53,6 +54,7 @@ impl Part {
         if let Some(left) = self.images.checked_sub(1) {
             self.images = left;
             self.shard.outstanding(self.kind).fetch_sub(1, Ordering::Relaxed);
+            self.shard.ledger.completed();
         }
         self.images == 0
     }
@@ -80,5 +82,6 @@ impl Part {
 impl Drop for Part {
     fn drop(&mut self) {
         self.shard.outstanding(self.kind).fetch_sub(self.images, Ordering::Relaxed);
+        self.shard.ledger.given_up(self.images);
     }
 }

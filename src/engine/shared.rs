@@ -10,8 +10,11 @@ use tokio_util::task::TaskTracker;
 use super::core::SCORE_IMAGES;
 use super::gauges::{Gauges, Load};
 use super::health::Health;
+use super::ledger::Ledger;
 use super::part::Whole;
+use super::thread::EngineConfig;
 use crate::error::Error;
+use crate::job::Class;
 use crate::sched::JobId;
 use crate::spec::ModelSpec;
 
@@ -19,9 +22,11 @@ use crate::spec::ModelSpec;
 const BROKE_DOWN: &str = "the model broke down";
 
 /// What a request wants images for.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Kind {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// To be made.
     Sampling,
+    /// To be told how likely they are.
     Scoring,
 }
 
@@ -43,30 +48,32 @@ pub(super) struct Shared {
     cold: AtomicU32,
     /// What ends whatever is left, once something does.
     end: OnceLock<Error>,
+    stall_timeout: Duration,
 }
 
 impl Shared {
     /// Of an engine of `shards` shards that are as `spec` says.
-    pub(super) fn new(spec: &ModelSpec, shards: u32, queue_images: u32, now: Instant) -> Self {
+    pub(super) fn new(spec: &ModelSpec, shards: u32, config: &EngineConfig, now: Instant) -> Self {
         let slots = spec.slots.saturating_mul(shards);
         let scored_together = SCORE_IMAGES.saturating_mul(shards);
         Self {
             spec: Arc::new(ModelSpec { slots, ..spec.clone() }),
             health: watch::Sender::new(Health::Warming),
-            shards: (0..shards).map(|_| Arc::new(Shard::new(spec.slots, now))).collect(),
-            sampling: Places::new(queue_images.saturating_add(slots)),
-            scoring: Places::new(queue_images.saturating_add(scored_together)),
+            shards: (0..shards).map(|_| Arc::new(Shard::new(&spec.name, spec.slots, now))).collect(),
+            sampling: Places::new(config, slots),
+            scoring: Places::new(config, scored_together),
             submitting: Mutex::default(),
             leases: TaskTracker::new(),
             next_job: AtomicU64::new(0),
             cold: AtomicU32::new(shards),
             end: OnceLock::new(),
+            stall_timeout: config.stall_timeout,
         }
     }
 
     /// Images that can be here at once.
     pub(super) fn most_images(&self) -> u32 {
-        self.sampling.limit.saturating_add(self.scoring.limit)
+        self.sampling.limit(Class::Interactive).saturating_add(self.scoring.limit(Class::Interactive))
     }
 
     pub(super) fn new_job(&self) -> JobId {
@@ -83,7 +90,17 @@ impl Shared {
             all.scoring += load.scoring;
             all.since_progress = all.since_progress.max(load.since_progress);
         }
+        for [submitted, completed, given_up] in self.shards.iter().map(|shard| shard.ledger.numbers()) {
+            all.submitted += submitted;
+            all.completed += completed;
+            all.given_up += given_up;
+        }
         all
+    }
+
+    /// Since when nothing was done although there is work, if that is longer than any step takes.
+    pub(super) fn stalled(&self, now: Instant) -> Option<Duration> {
+        self.load(now).since_progress.filter(|since| *since > self.stall_timeout)
     }
 
     /// The mean of a time over the shards that have measured it; zero if none has.
@@ -138,15 +155,18 @@ impl Shared {
 pub(super) struct Shard {
     pub(super) gauges: Gauges,
     pub(super) cancelled: Cancelled,
+    pub(super) ledger: Ledger,
     sampling: AtomicU32,
     scoring: AtomicU32,
 }
 
 impl Shard {
-    pub(super) fn new(slots: u32, now: Instant) -> Self {
+    /// Of a model of that name.
+    pub(super) fn new(model: &str, slots: u32, now: Instant) -> Self {
         Self {
             gauges: Gauges::new(slots, now),
             cancelled: Cancelled::default(),
+            ledger: Ledger::new(model),
             sampling: AtomicU32::new(0),
             scoring: AtomicU32::new(0),
         }
@@ -173,18 +193,83 @@ impl Shard {
 /// Places for images of one kind, waiting or not.
 #[derive(Debug)]
 pub(super) struct Places {
-    pub(super) limit: u32,
-    pub(super) permits: Arc<Semaphore>,
+    all: Pool,
+    /// Those of them that batch work may take. The rest is kept for people who wait, so that batch work is shed first.
+    batch: Pool,
 }
 
-impl Places {
+#[derive(Debug)]
+struct Pool {
+    limit: u32,
+    permits: Arc<Semaphore>,
+}
+
+impl Pool {
     fn new(limit: u32) -> Self {
         Self { limit, permits: Arc::new(Semaphore::new(limit as usize)) }
     }
 
-    pub(super) fn free(&self) -> u32 {
+    fn free(&self) -> u32 {
         self.permits.available_permits() as u32
     }
+
+    fn take(&self, images: u32) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.permits).try_acquire_many_owned(images).ok()
+    }
+}
+
+impl Places {
+    /// A queue as `config` says, and `together` images that are worked on at once.
+    fn new(config: &EngineConfig, together: u32) -> Self {
+        let waiting = f64::from(config.queue_images) * config.batch_share;
+        Self {
+            all: Pool::new(config.queue_images.saturating_add(together)),
+            batch: Pool::new((waiting.ceil() as u32).saturating_add(together)),
+        }
+    }
+
+    /// Most images of `class` at once.
+    pub(super) fn limit(&self, class: Class) -> u32 {
+        match class {
+            Class::Interactive => self.all.limit,
+            Class::Batch => self.all.limit.min(self.batch.limit),
+        }
+    }
+
+    /// Places that are free for `class`.
+    pub(super) fn free(&self, class: Class) -> u32 {
+        match class {
+            Class::Interactive => self.all.free(),
+            Class::Batch => self.all.free().min(self.batch.free()),
+        }
+    }
+
+    /// Places that batch work has.
+    pub(super) fn taken_by_batch(&self) -> u32 {
+        self.batch.limit.saturating_sub(self.batch.free())
+    }
+
+    /// Takes `images` places, all or none.
+    pub(super) fn take(&self, class: Class, images: u32) -> Option<Permit> {
+        let batch = match class {
+            Class::Interactive => None,
+            Class::Batch => Some(self.batch.take(images)?),
+        };
+        Some(Permit { _all: self.all.take(images)?, _batch: batch })
+    }
+
+    /// Resolves when nobody has a place.
+    pub(super) async fn all_free(&self) {
+        // Fails only if the semaphore is closed, which nobody does.
+        let _ = self.all.permits.acquire_many(self.all.limit).await;
+    }
+}
+
+/// Places of the images of one request, taken before it is looked at. Dropping it gives them back.
+#[derive(Debug)]
+pub struct Permit {
+    _all: OwnedSemaphorePermit,
+    _batch: Option<OwnedSemaphorePermit>,
 }
 
 /// Jobs called back since the shard last looked. No longer than the parts sent since then: each is called back once, and
@@ -218,7 +303,7 @@ impl Cancelled {
 pub(super) struct Claim {
     pub(super) whole: Arc<Whole>,
     /// Given back after the job is on the lists, since a field is dropped after its struct.
-    pub(super) _permits: OwnedSemaphorePermit,
+    pub(super) _permit: Permit,
 }
 
 impl Claim {

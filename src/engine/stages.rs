@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use tokio::sync::{Notify, OwnedSemaphorePermit};
+use tokio::sync::Notify;
 
 use super::event::{ImageBuffer, SampleBuffer};
 use super::handle::Handle;
-use super::shared::Claim;
+use super::shared::{Claim, Permit};
 use super::stream::SampleStream;
 use crate::error::Error;
 use crate::image::{Canvas, Shape};
@@ -38,7 +38,7 @@ pub(super) struct FirstStage {
     pub(super) lower: Arc<ModelSpec>,
     /// What waits for them.
     pub(super) job: SampleJob,
-    pub(super) permits: OwnedSemaphorePermit,
+    pub(super) permit: Permit,
     /// Where it will go.
     pub(super) upper: Handle,
 }
@@ -72,7 +72,7 @@ impl FirstStage {
     /// # Errors
     /// Why there are no low-resolution images; what [`Handle::send`] says.
     pub(super) fn finish(self, buffer: &Arc<SampleBuffer>) -> Result<(Claim, Drawn), Error> {
-        let Self { low, lower, mut job, permits, upper } = self;
+        let Self { low, lower, mut job, permit, upper } = self;
         let low = &low.buffer;
         if let Some(error) = low.failure.get() {
             return Err(named(error, &lower.name));
@@ -91,7 +91,7 @@ impl FirstStage {
             values: low.sampled(),
             peak_batch: low.peak_batch.load(Ordering::Relaxed),
         };
-        Ok((upper.send(job, buffer, permits)?, drawn))
+        Ok((upper.send(job, buffer, permit)?, drawn))
     }
 }
 

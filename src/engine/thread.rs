@@ -5,7 +5,7 @@ use std::iter;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::core::{Command, Core, Tick};
 use super::guarded::message;
@@ -25,6 +25,17 @@ pub struct EngineConfig {
     pub queue_images: u32,
     /// Share of the time that scoring gets while both kinds of work wait, above 0 and below 1.
     pub score_share: f64,
+    /// Share of the waiting images that may be of batch work, above 0 and below 1.
+    pub batch_share: f64,
+    /// An engine that has work and gets nothing done for this long hangs.
+    pub stall_timeout: Duration,
+}
+
+impl Default for EngineConfig {
+    /// What the example configuration has.
+    fn default() -> Self {
+        Self { queue_images: 1024, score_share: 0.25, batch_share: 0.5, stall_timeout: Duration::from_secs(60) }
+    }
 }
 
 /// Running engine threads. Dropped instead of stopped, they go on until the last handle is gone and their work is done.
@@ -44,7 +55,7 @@ impl Engine {
         let spec = model.spec().clone();
         let others = (1..shards).map(|_| model.shard(spec.slots).map_err(io::Error::other));
         let others = others.collect::<io::Result<Vec<_>>>()?;
-        let shared = Arc::new(Shared::new(&spec, shards.max(1), config.queue_images, Instant::now()));
+        let shared = Arc::new(Shared::new(&spec, shards.max(1), &config, Instant::now()));
         let commands = shared.most_images().min(MAX_COMMANDS);
         let (mut senders, mut threads) = (Vec::new(), Vec::new());
         for (index, (model, shard)) in iter::once(model).chain(others).zip(&shared.shards).enumerate() {

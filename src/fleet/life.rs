@@ -1,12 +1,13 @@
 //! One revision of a model, from its package to its end: a task that owns the engine, and what others see of it.
 
+use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
-use tokio::time::timeout;
+use tokio::time::{interval, timeout};
 
 use super::fit::{LOW_MODEL, fits_below};
 use super::memory::Share;
@@ -21,6 +22,8 @@ use crate::spec::ModelSpec;
 
 /// What an engine may take to end once everything was cancelled: a step, unless a device hangs.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often engines are looked at; nothing announces that something did not happen.
+const LOOK: Duration = Duration::from_millis(500);
 const GONE: &str = "the engine thread is gone";
 
 /// Whose place a revision takes.
@@ -199,6 +202,7 @@ impl Task {
         };
         tokio::select! {
             drained = retired => Ok(drained),
+            never = self.watch(handle) => match never {},
             why = broke => {
                 tracing::error!(model = self.name, why, "broke down");
                 self.inner.catalogue.set(&self.name, State::Failed { why: why.clone() });
@@ -206,6 +210,28 @@ impl Task {
                 // The server ends now.
                 std::future::pending().await
             }
+        }
+    }
+
+    /// Says when the engine hangs in a step, and when it gets on again; ends the process if the settings say so. Whoever waits
+    /// for it is left alone: their deadlines end that, or the step does.
+    async fn watch(&self, handle: &Handle) -> Infallible {
+        let (mut hangs, mut looks) = (false, interval(LOOK));
+        loop {
+            looks.tick().await;
+            let stalled = handle.stalled();
+            match stalled {
+                Some(since) if !hangs => {
+                    tracing::error!(model = self.name, ?since, "no step was completed although there is work");
+                    if self.inner.settings.stall_exit {
+                        let why = format!("no step was completed for {} s", since.as_secs());
+                        self.inner.breakdown.send_replace(Some((self.name.clone(), why)));
+                    }
+                }
+                None if hangs => tracing::warn!(model = self.name, "steps are completed again"),
+                _ => {}
+            }
+            hangs = stalled.is_some();
         }
     }
 

@@ -78,6 +78,8 @@ pub struct Settings {
     pub fixed_slots: bool,
     /// The rest of an engine.
     pub engine: EngineConfig,
+    /// Whether an engine that hangs ends the process.
+    pub stall_exit: bool,
     /// How long requests may go on with a revision that goes, unless somebody says otherwise.
     pub drain_timeout: Duration,
     /// Bytes that all models may take; `None` for no limit.

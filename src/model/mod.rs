@@ -109,6 +109,10 @@ pub enum ModelError {
     /// These slots are spoilt; the others are as they should be.
     #[error("slots {0:?} failed")]
     Slots(Vec<Slot>),
+    /// There was no memory for this call. If it was a step, its slots are as they were, but for what the same step would write
+    /// anyway, so it may be made again, or in parts; otherwise the state of every slot in it is unknown.
+    #[error("out of memory: {0}")]
+    Memory(String),
     /// This call failed and the state of every slot in it is unknown; the model itself may go on.
     #[error("{0}")]
     Step(String),

@@ -41,6 +41,8 @@ struct State {
     gate: Option<u64>,
     /// Whether one waits there.
     held: bool,
+    /// Images that there is memory for in one step, if not for all.
+    room: Option<usize>,
     violations: Vec<String>,
 }
 
@@ -98,6 +100,11 @@ impl Script {
     /// Returns once the engine is held at the gate: everything before that step has been done.
     pub(crate) fn wait_until_held(&self) {
         drop(self.changed.wait_while(self.state(), |state| !state.held));
+    }
+
+    /// From now on there is memory for that many images in one step.
+    pub(crate) fn leave_room_for(&self, images: usize) {
+        self.state().room = Some(images);
     }
 
     /// Slots that are open.
@@ -254,7 +261,13 @@ impl PixelModel for Scripted {
             *gate -= 1;
         }
         state.batches.push(rows.len());
+        let room = state.room.unwrap_or(usize::MAX);
         drop(state);
+        if rows.len() > room {
+            // Found out in the middle of it.
+            rows.iter().take(room).for_each(|row| self.script.take_in(row.slot, row.canvas, row.canvas.known(), true));
+            return Err(ModelError::Memory("scripted".into()));
+        }
         let called = self.script.call(Call::Step);
         for row in rows {
             self.script.take_in(row.slot, row.canvas, row.canvas.known(), true);

@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use super::proto;
+use super::running::{Entry, Running};
 use crate::engine::catalogue::Catalogue;
-use crate::engine::{Handle, SampleStream};
+use crate::engine::{Handle, Kind, Permit, SampleStream};
 use crate::error::{Error, Violations};
-use crate::image::{Canvas, Palette, Shape, codec};
+use crate::image::{Canvas, Palette, Rank, Shape, codec};
 use crate::job::{self, Class, Granularity, Limits, Reproducibility, SampleJob, SampleRequest};
 use crate::model::Condition;
 use crate::spec::ModelSpec;
@@ -20,35 +21,36 @@ const MAX_REQUEST_ID: usize = 64;
 const MAX_ITEM_ID: usize = 256;
 /// Longest client text quoted back.
 const MAX_QUOTED: usize = 40;
-const LONGEST_QUEUE_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 const LONGEST_MAX_DELAY: Duration = Duration::from_secs(3600);
 
-/// A generation request that fits its model.
+/// A generation request that fits its model and has its places in the queue.
 #[derive(Debug)]
 pub(super) struct Generation {
     pub(super) handle: Handle,
+    pub(super) permit: Permit,
     /// Draws the low-resolution images, if the request leaves that to us.
-    pub(super) lower: Option<Handle>,
+    pub(super) lower: Option<(Handle, Permit)>,
     pub(super) job: SampleJob,
-    pub(super) request_id: String,
+    pub(super) entry: Entry,
 }
 
 impl Generation {
-    /// Queues the job, or both jobs if there are two stages.
+    /// Queues the job, or both jobs if there are two stages. While the entry lives, no other request may have its id.
     ///
     /// # Errors
-    /// What [`Handle::sample_from`] says; fields are under `spec`.
-    pub(super) fn sample(self, deadline: Option<Instant>) -> Result<SampleStream, Error> {
-        let stream = match &self.lower {
-            Some(lower) => self.handle.sample_from(lower, self.job, deadline),
-            None => self.handle.sample(self.job, deadline),
+    /// What [`Handle::sample_admitted`] says.
+    pub(super) fn sample(self, deadline: Option<Instant>) -> Result<(SampleStream, Entry), Error> {
+        let Self { handle, permit, lower, job, entry } = self;
+        let stream = match lower {
+            Some((lower, first)) => handle.sample_admitted(permit, Some((&lower, first)), job, deadline),
+            None => handle.sample_admitted(permit, None, job, deadline),
         };
-        stream.map_err(within_spec)
+        Ok((stream?, entry))
     }
 
     /// The shape of the low-resolution images that are drawn.
     pub(super) fn drawn_shape(&self) -> Option<Shape> {
-        self.lower.as_ref().map(|lower| lower.spec().shape)
+        self.lower.as_ref().map(|(lower, _)| lower.spec().shape)
     }
 }
 
@@ -60,10 +62,10 @@ pub(super) struct Flush {
 }
 
 /// Scheduling wishes, checked.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Scheduling {
     pub(super) class: Class,
-    pub(super) queue_timeout: Option<Duration>,
+    pub(super) queue_timeout: Duration,
 }
 
 /// Checks a [`proto::FlushPolicy`] under `flush`.
@@ -86,31 +88,56 @@ pub(super) fn encoding(given: i32, field: &str, violations: &mut Violations) -> 
     }
 }
 
-/// Checks a [`proto::GenerationSpec`] under `spec`, on top of what is in `violations` already.
+/// What a generation request meets before it is decoded.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Desk<'a> {
+    pub(super) catalogue: &'a Catalogue,
+    pub(super) limits: &'a Limits,
+    pub(super) running: &'a Running,
+}
+
+/// Checks a [`proto::GenerationSpec`] under `spec`, on top of what is in `violations` already. Its images have their places
+/// before a prefix or an image of it is decoded, so that a full queue costs nothing but the message.
 ///
 /// # Errors
-/// [`Error::Invalid`] with all that is wrong; what [`Catalogue::resolve`] says, of the model that draws low-resolution
-/// images too.
+/// [`Error::Invalid`] with all that is wrong; [`Error::AlreadyRunning`]; what [`Catalogue::resolve`] and [`Handle::admit`] say,
+/// of the model that draws low-resolution images too; [`Error::DeadlineInfeasible`].
 pub(super) fn generation(
     spec: Option<proto::GenerationSpec>,
     granularity: Granularity,
-    (catalogue, limits): (&Catalogue, &Limits),
+    desk: Desk<'_>,
+    deadline: Option<Instant>,
     mut violations: Violations,
 ) -> Result<Generation, Error> {
-    let spec = spec.unwrap_or_default();
-    let handle = resolve(&spec.model, catalogue, &mut violations)?;
+    let (spec, limits) = (spec.unwrap_or_default(), desk.limits);
+    let handle = resolve(&spec.model, desk.catalogue, &mut violations)?;
     let request_id = request_id(spec.request_id, &mut violations);
-    let scheduling = scheduling(spec.scheduling, &mut violations);
+    let scheduling = scheduling(spec.scheduling, limits, &mut violations);
     let sampling = spec.sampling.unwrap_or_default();
     let conditioning = spec.conditioning.unwrap_or_default();
     let reproducibility = match known_enum(sampling.reproducibility, "spec.sampling.reproducibility", &mut violations) {
         proto::Reproducibility::BestEffort => Reproducibility::BestEffort,
         proto::Reproducibility::Unspecified | proto::Reproducibility::BatchInvariant => Reproducibility::BatchInvariant,
     };
+    let entry = desk.running.enter(request_id)?;
+    let admitted = match handle {
+        Some(handle) => {
+            let lower = handle.spec().low_model.as_ref().filter(|_| conditioning.low_resolution.is_none());
+            let lower = lower.map(|name| desk.catalogue.resolve(name)).transpose();
+            // What is wrong with the request itself is wrong whoever serves.
+            let lower = lower.or_else(|error| std::mem::take(&mut violations).into_result(Err(error))?)?;
+            // A number that is out of range is named with all else that is wrong.
+            let images = spec.image_count.unwrap_or(1).clamp(1, limits.images_per_request);
+            let known = conditioning.prefix.len() / handle.spec().shape.bytes_per_value();
+            let wanted = Wanted { images, class: scheduling.class, known: known as Rank, deadline };
+            Some(wanted.admit(handle, lower)?)
+        }
+        None => None,
+    };
     let mut found = Violations::new();
-    let low_resolution = handle
+    let low_resolution = admitted
         .as_ref()
-        .and_then(|handle| low_resolution(conditioning.low_resolution.as_ref(), handle.spec(), &mut found));
+        .and_then(|(handle, ..)| low_resolution(conditioning.low_resolution.as_ref(), handle.spec(), &mut found));
     violations.add_within("spec", found);
     let request = SampleRequest {
         image_count: spec.image_count,
@@ -125,9 +152,9 @@ pub(super) fn generation(
         reproducibility,
         class: scheduling.class,
         granularity,
-        queue_timeout: scheduling.queue_timeout,
+        queue_timeout: Some(scheduling.queue_timeout),
     };
-    let Some(handle) = handle else {
+    let Some((handle, permit, lower)) = admitted else {
         let mut found = Violations::new();
         request.check(limits, &mut found);
         violations.add_within("spec", found);
@@ -136,16 +163,55 @@ pub(super) fn generation(
     match SampleJob::new(request, handle.spec(), limits, fresh_seed) {
         Ok(job) => {
             violations.into_result(())?;
-            // Such a model is there exactly if the image may be missing.
-            let lower = handle.spec().low_model.as_ref().filter(|_| job.condition.low.is_none());
-            let lower = lower.map(|name| catalogue.resolve(name)).transpose()?;
-            Ok(Generation { handle, lower, job, request_id })
+            Ok(Generation { handle, permit, lower, job, entry })
         }
         Err(Error::Invalid(found)) => {
             violations.add_within("spec", found);
             Err(violations.into())
         }
         Err(other) => Err(other),
+    }
+}
+
+/// What a generation asks of the engines.
+struct Wanted {
+    images: u32,
+    class: Class,
+    /// Values of each image that come with the request.
+    known: Rank,
+    deadline: Option<Instant>,
+}
+
+/// An engine with places in it, and the same of the model that draws low-resolution images, where it does.
+type Admitted = (Handle, Permit, Option<(Handle, Permit)>);
+
+impl Wanted {
+    fn admit(&self, handle: Handle, lower: Option<Handle>) -> Result<Admitted, Error> {
+        let &Self { images, class, known, deadline } = self;
+        let estimate = |handle: &Handle, known| handle.estimate(Kind::Sampling, images, class, known);
+        let estimates = [estimate(&handle, known), lower.as_ref().and_then(|lower| estimate(lower, 0))];
+        let admit = |handle: &Handle| handle.admit(Kind::Sampling, images, class).map_err(within_spec);
+        // First the model that was asked for: whoever drains it between the stages finds the job admitted.
+        let permit = admit(&handle)?;
+        let lower = match lower {
+            Some(lower) => Some((lower.clone(), admit(&lower)?)),
+            None => None,
+        };
+        check_deadline(deadline, estimates.into_iter().flatten().reduce(Duration::saturating_add))?;
+        Ok((handle, permit, lower))
+    }
+}
+
+/// Refuses at once what would be given up at its deadline.
+///
+/// # Errors
+/// [`Error::DeadlineInfeasible`].
+pub(super) fn check_deadline(deadline: Option<Instant>, estimate: Option<Duration>) -> Result<(), Error> {
+    match (deadline, estimate) {
+        (Some(deadline), Some(estimate)) if deadline.saturating_duration_since(Instant::now()) < estimate => {
+            Err(Error::DeadlineInfeasible { estimate })
+        }
+        _ => Ok(()),
     }
 }
 
@@ -177,7 +243,11 @@ pub(super) fn resolve(name: &str, catalogue: &Catalogue, violations: &mut Violat
 }
 
 /// Checks [`proto::SchedulingParams`] under `spec.scheduling`.
-pub(super) fn scheduling(given: Option<proto::SchedulingParams>, violations: &mut Violations) -> Scheduling {
+pub(super) fn scheduling(
+    given: Option<proto::SchedulingParams>,
+    limits: &Limits,
+    violations: &mut Violations,
+) -> Scheduling {
     let given = given.unwrap_or_default();
     let class = match known_enum(given.priority, "spec.scheduling.priority", violations) {
         proto::Priority::Unspecified | proto::Priority::Interactive => Class::Interactive,
@@ -185,7 +255,10 @@ pub(super) fn scheduling(given: Option<proto::SchedulingParams>, violations: &mu
     };
     const FIELD: &str = "spec.scheduling.queue_timeout";
     let shortest = Duration::from_nanos(1);
-    let queue_timeout = duration(given.queue_timeout, FIELD, shortest, LONGEST_QUEUE_TIMEOUT, violations);
+    let longest = Limits::LONGEST_QUEUE_TIMEOUT;
+    let wanted = duration(given.queue_timeout, FIELD, shortest, longest, violations);
+    // Whatever the client asks for, it does not wait longer than the operator lets it.
+    let queue_timeout = wanted.map_or(limits.queue_timeout, |wanted| wanted.min(limits.queue_timeout));
     Scheduling { class, queue_timeout }
 }
 

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use futures_util::Stream;
 use tonic::{Request, Response, Status};
 
-use super::convert::{self, Generation, MAX_ANSWER_BYTES};
-use super::lease::{Lease, MAX_SILENCE, Progress};
+use super::convert::{self, Desk, Generation, MAX_ANSWER_BYTES};
+use super::lease::{Lease, Progress};
 use super::proto::generation_service_server::GenerationService;
 use super::proto::{
     GenerateImagesRequest, GenerateImagesResponse, ImageEncoding, StreamGenerateImagesRequest,
     StreamGenerateImagesResponse,
 };
+use super::running::Running;
 use super::status::status;
 use super::stream::{self, Facts};
 use super::{answer, deadline};
@@ -30,6 +31,13 @@ const MAX_DRAWN_BYTES: u64 = 2 << 20;
 pub(super) struct Generations {
     pub(super) catalogue: Catalogue,
     pub(super) limits: Limits,
+    pub(super) running: Running,
+}
+
+impl Generations {
+    fn desk(&self) -> Desk<'_> {
+        Desk { catalogue: &self.catalogue, limits: &self.limits, running: &self.running }
+    }
 }
 
 #[tonic::async_trait]
@@ -43,12 +51,13 @@ impl GenerationService for Generations {
         let mut violations = Violations::new();
         let encoding = convert::encoding(encoding, "encoding", &mut violations);
         // Nobody watches, so nothing needs to be woken more often than for a row.
-        let checked = convert::generation(spec, Granularity::Row, (&self.catalogue, &self.limits), violations);
+        let checked = convert::generation(spec, Granularity::Row, self.desk(), deadline, violations);
         let answer = async {
             let generation = checked.and_then(must_fit_one_answer)?;
             let facts = Facts::of(&generation);
             let canvases = vec![generation.job.prefix.clone(); generation.job.images as usize];
-            collect(generation.sample(deadline)?, facts, canvases, encoding).await
+            let (stream, _entry) = generation.sample(deadline)?;
+            collect(stream, facts, canvases, encoding).await
         };
         answer.await.map(Response::new).map_err(|error| status(&error))
     }
@@ -63,14 +72,14 @@ impl GenerationService for Generations {
         let StreamGenerateImagesRequest { spec, flush, include_log_probs } = request.into_inner();
         let mut violations = Violations::new();
         let flush = convert::flush(flush, &mut violations);
-        let checked = convert::generation(spec, flush.granularity, (&self.catalogue, &self.limits), violations);
+        let checked = convert::generation(spec, flush.granularity, self.desk(), deadline, violations);
         let start = || {
             let generation = checked.and_then(must_fit_last_message)?;
             let facts = Facts::of(&generation);
+            let progress = Arc::new(Progress::new(generation.job.images, generation.job.prefix.known()));
             let stream = generation.sample(deadline)?;
-            let progress = Progress::default();
             let events = stream::events(stream, facts, include_log_probs, flush.max_delay, Arc::clone(&progress));
-            Ok(Lease::new(events, deadline, MAX_SILENCE, progress))
+            Ok(Lease::new(events, deadline, self.limits.unread_timeout, progress))
         };
         match start() {
             Ok(events) => Ok(Response::new(Box::pin(events))),

@@ -22,10 +22,8 @@ use super::proto::model_service_server::ModelServiceServer;
 use super::proto::scoring_service_server::ScoringServiceServer;
 use crate::engine::catalogue::{Catalogue, State};
 
-/// A model that has work and gets nothing done for this long hangs: no step or slice takes a fraction of it.
-const STALLED: Duration = Duration::from_secs(60);
 /// How often progress is looked at; nothing announces that something did not happen.
-const LOOK: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(500);
 
 /// What was last reported under each name; watchers are told of changes only.
 #[derive(Debug)]
@@ -92,10 +90,7 @@ pub fn serves(catalogue: &Catalogue, name: &str) -> bool {
 fn statuses(catalogue: &Catalogue) -> BTreeMap<String, bool> {
     let (open, models) = (!catalogue.is_draining(), catalogue.list());
     let serves = |state: &State| matches!(state, State::Serving { .. });
-    let stalled = |state: &State| {
-        let since = state.handle().and_then(|handle| handle.load().since_progress);
-        since.is_some_and(|since| since > STALLED)
-    };
+    let stalled = |state: &State| state.handle().is_some_and(|handle| handle.stalled().is_some());
     let ready = open && catalogue.is_settled() && models.values().any(serves);
     let each = models.iter().map(|(name, state)| (model_name(name), open && serves(state)));
     let aliases = catalogue.aliases().into_iter().map(|(alias, model)| {

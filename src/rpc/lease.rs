@@ -5,7 +5,7 @@
 //! the stream, and with it the permits and the job. The client finds the reason when it reads on.
 
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
@@ -17,14 +17,43 @@ use tokio::time::{Instant, sleep_until};
 
 use super::status::status;
 use crate::error::{DeadlineStage, Error};
+use crate::image::Rank;
 
-/// How long an answer may wait to be read before its work is stopped.
-pub(super) const MAX_SILENCE: Duration = Duration::from_secs(30);
 /// How long past the deadline a stream that is being read has to say so in its own words.
 const GRACE: Duration = Duration::from_millis(50);
 
-/// Values handed out so far, for the report of a lease that ran out.
-pub(super) type Progress = Arc<AtomicU64>;
+/// How far the images of an answer have been handed out, for the report of a lease that ran out.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    /// The rank that each image goes on from.
+    ranks: Vec<AtomicU32>,
+    /// Values handed out, over all images.
+    values: AtomicU64,
+}
+
+impl Progress {
+    /// Of `images` images whose first `known` values came with the request.
+    pub(super) fn new(images: u32, known: Rank) -> Self {
+        Self { ranks: (0..images).map(|_| AtomicU32::new(known)).collect(), values: AtomicU64::new(0) }
+    }
+
+    /// `count` more values of `image` go to the transport, which delivers them whatever happens to the stream.
+    pub(super) fn handed_out(&self, image: u32, count: u32) {
+        if let Some(rank) = self.ranks.get(image as usize) {
+            rank.fetch_add(count, Ordering::Relaxed);
+        }
+        self.values.fetch_add(count.into(), Ordering::Relaxed);
+    }
+
+    fn values(&self) -> u64 {
+        self.values.load(Ordering::Relaxed)
+    }
+
+    fn too_slow(&self) -> Error {
+        let ranks = self.ranks.iter().map(|rank| rank.load(Ordering::Relaxed)).collect();
+        Error::ClientTooSlow { values: self.values(), ranks }
+    }
+}
 
 type Items<T> = Pin<Box<dyn Stream<Item = Result<T, Error>> + Send>>;
 
@@ -87,7 +116,7 @@ impl<T: Send + 'static> Lease<T> {
         stream: impl Stream<Item = Result<T, Error>> + Send + 'static,
         deadline: Option<std::time::Instant>,
         max_silence: Duration,
-        progress: Progress,
+        progress: Arc<Progress>,
     ) -> Self {
         let held = Arc::new(Mutex::new(Held { stream: Some(Box::pin(stream)), verdict: None }));
         let bell = Bell { transport: AtomicWaker::new(), epoch: Instant::now(), unread_ms: AtomicU64::new(1) };
@@ -96,10 +125,10 @@ impl<T: Send + 'static> Lease<T> {
         let (watched, rung) = (Arc::clone(&held), Arc::clone(&bell));
         let watch = tokio::spawn(async move {
             let stage = DeadlineStage::MidStream;
-            let late = || Error::DeadlineExceeded { stage, values: progress.load(Ordering::Relaxed) };
+            let late = || Error::DeadlineExceeded { stage, values: progress.values() };
             let verdict = tokio::select! {
                 () = super::deadline::passed(deadline.map(|deadline| deadline + GRACE)) => late(),
-                () = unread(&rung, max_silence) => Error::ClientTooSlow { values: progress.load(Ordering::Relaxed) },
+                () = unread(&rung, max_silence) => progress.too_slow(),
             };
             let mut held = lock(&watched);
             if held.stream.take().is_some() {
@@ -166,6 +195,7 @@ mod tests {
 
     use super::*;
 
+    const MAX_SILENCE: Duration = Duration::from_secs(30);
     const DEADLINE: Duration = Duration::from_secs(5);
 
     /// A lease on a stream that holds a token, and the token.
@@ -177,7 +207,7 @@ mod tests {
         let held = Arc::clone(&token);
         let items = items.inspect(move |_| assert!(Arc::strong_count(&held) > 0));
         let deadline = deadline.map(|after| (Instant::now() + after).into_std());
-        (Lease::new(items, deadline, MAX_SILENCE, Arc::new(AtomicU64::new(5))), token)
+        (Lease::new(items, deadline, MAX_SILENCE, Arc::new(Progress::default())), token)
     }
 
     fn endless() -> impl Stream<Item = Result<u32, Error>> {

@@ -20,6 +20,7 @@ mod listen;
 mod meter;
 mod models;
 pub mod proto;
+mod running;
 mod score_stream;
 mod scoring;
 mod socket;
@@ -54,6 +55,7 @@ use self::proto::generation_service_server::GenerationServiceServer;
 use self::proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
 use self::proto::model_service_server::ModelServiceServer;
 use self::proto::scoring_service_server::ScoringServiceServer;
+use self::running::Running;
 use self::scoring::Scorings;
 use crate::engine::catalogue::Catalogue;
 use crate::fleet::Fleet;
@@ -68,7 +70,7 @@ type Served = Result<Routes, tonic_reflection::server::Error>;
 /// If the descriptors that the build script wrote cannot be read.
 pub(crate) fn services(catalogue: &Catalogue, limits: Limits, max_request_bytes: usize, health: &Health) -> Served {
     let (generations, scorings, models) = (
-        Generations { catalogue: catalogue.clone(), limits },
+        Generations { catalogue: catalogue.clone(), limits, running: Running::default() },
         Scorings { catalogue: catalogue.clone(), limits },
         Models { catalogue: catalogue.clone() },
     );

@@ -16,7 +16,7 @@ use super::{answer, convert};
 use crate::engine::catalogue::Catalogue;
 use crate::engine::{Score, Timing};
 use crate::error::{Error, Violations};
-use crate::job::ScoreJob;
+use crate::job::{Limits, ScoreJob};
 
 /// Items of one stream in the engine at once: enough to fill scoring passes, little enough to leave room for others.
 const WINDOW: usize = 32;
@@ -27,15 +27,16 @@ type Scores = Pin<Box<dyn Future<Output = Result<(Vec<Score>, Timing), Error>> +
 pub(super) struct ScoreStream {
     items: Streaming<StreamScoreImagesRequest>,
     catalogue: Catalogue,
+    limits: Limits,
     deadline: Option<Instant>,
     /// Known from the first message on.
     scoring: Option<Scoring>,
-    /// Items taken from the client.
+    /// Items that were looked at.
     taken: u64,
     /// In the engine, oldest first.
     in_flight: VecDeque<(String, Scores)>,
-    /// Checked, but refused because the queue was full; goes in when one of ours has come out.
-    refused: Option<(String, ScoreJob)>,
+    /// Refused because the queue was full, and therefore not looked at; goes in when one of ours has come out.
+    refused: Option<ScoreItem>,
     /// The client will send no more.
     closed: bool,
     done: bool,
@@ -45,12 +46,13 @@ pub(super) struct ScoreStream {
 impl ScoreStream {
     pub(super) fn new(
         items: Streaming<StreamScoreImagesRequest>,
-        catalogue: Catalogue,
+        (catalogue, limits): (Catalogue, Limits),
         deadline: Option<Instant>,
     ) -> Self {
         Self {
             items,
             catalogue,
+            limits,
             deadline,
             scoring: None,
             taken: 0,
@@ -111,7 +113,10 @@ impl ScoreStream {
     fn take(&mut self, part: Option<Part>) -> Result<(), Error> {
         match (part, &self.scoring) {
             (Some(Part::Spec(spec)), None) => self.begin(spec),
-            (Some(Part::Item(item)), Some(_)) => self.submit_item(item),
+            (Some(Part::Item(item)), Some(_)) => {
+                self.refused = Some(item);
+                self.submit_refused()
+            }
             (Some(Part::Item(_)), None) => Err(bad("part", "must be the spec in the first message, got an item")),
             (Some(Part::Spec(_)), Some(_)) => {
                 Err(bad("part", "must be an item after the first message, got another spec"))
@@ -121,13 +126,23 @@ impl ScoreStream {
     }
 
     fn begin(&mut self, spec: ScoringSpec) -> Result<(), Error> {
-        let (scoring, violations) = Scoring::new(Some(spec), &self.catalogue, Violations::new())?;
+        let (scoring, violations) = Scoring::new(Some(spec), (&self.catalogue, &self.limits), Violations::new())?;
         self.scoring = Some(violations.into_result(scoring)?);
         Ok(())
     }
 
-    fn submit_item(&mut self, item: ScoreItem) -> Result<(), Error> {
-        let Some(scoring) = &self.scoring else { return Ok(()) };
+    /// Tries to hand the waiting item to the engine; it is decoded once it has its place. A full queue is no error while items
+    /// of our own are in it: one of them coming out makes room.
+    fn submit_refused(&mut self) -> Result<(), Error> {
+        let (Some(item), Some(scoring)) = (self.refused.take(), &self.scoring) else { return Ok(()) };
+        let permit = match scoring.admit(1) {
+            Ok(permit) => permit,
+            Err(Error::QueueFull { .. }) if !self.in_flight.is_empty() => {
+                self.refused = Some(item);
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
         let path = format!("item[{}]", self.taken);
         self.taken += 1;
         let mut violations = Violations::new();
@@ -135,19 +150,8 @@ impl ScoreStream {
         violations.into_result(())?;
         let items = image.into_iter().collect();
         let job = ScoreJob { items, per_value: scoring.per_value, class: scoring.scheduling.class };
-        self.refused = Some((item.item_id, job));
-        self.submit_refused()
-    }
-
-    /// Tries to hand the waiting item to the engine. A full queue is no error while items of our own are in it: one of
-    /// them coming out makes room.
-    fn submit_refused(&mut self) -> Result<(), Error> {
-        let (Some((item_id, job)), Some(scoring)) = (self.refused.take(), &self.scoring) else { return Ok(()) };
-        match scoring.handle.score(job.clone(), scoring.deadline(self.deadline)) {
-            Ok(ticket) => self.in_flight.push_back((item_id, Box::pin(ticket.scores()))),
-            Err(Error::QueueFull { .. }) if !self.in_flight.is_empty() => self.refused = Some((item_id, job)),
-            Err(error) => return Err(error),
-        }
+        let ticket = scoring.handle.score_admitted(permit, job, scoring.deadline(self.deadline))?;
+        self.in_flight.push_back((item.item_id, Box::pin(ticket.scores())));
         Ok(())
     }
 

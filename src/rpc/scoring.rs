@@ -1,13 +1,14 @@
 //! The scoring service.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::convert::{self, MAX_ANSWER_BYTES};
-use super::lease::{Lease, MAX_SILENCE, Progress};
+use super::lease::{Lease, Progress};
 use super::proto::scoring_service_server::ScoringService;
 use super::proto::{
     ScoreDetail, ScoreImagesRequest, ScoreImagesResponse, ScoringSpec, StreamScoreImagesRequest,
@@ -16,8 +17,8 @@ use super::proto::{
 use super::score_stream::ScoreStream;
 use super::status::status;
 use super::{answer, deadline, meter};
-use crate::engine::Handle;
 use crate::engine::catalogue::Catalogue;
+use crate::engine::{Handle, Kind, Permit};
 use crate::error::{Error, Violations};
 use crate::job::{Limits, ScoreJob};
 
@@ -40,12 +41,12 @@ impl Scoring {
     /// Checks a spec, on top of what is in `violations` already, which comes back with what else may be wrong.
     pub(super) fn new(
         spec: Option<ScoringSpec>,
-        catalogue: &Catalogue,
+        (catalogue, limits): (&Catalogue, &Limits),
         mut violations: Violations,
     ) -> Result<(Self, Violations), Error> {
         let spec = spec.unwrap_or_default();
         let handle = convert::resolve(&spec.model, catalogue, &mut violations)?;
-        let scheduling = convert::scheduling(spec.scheduling, &mut violations);
+        let scheduling = convert::scheduling(spec.scheduling, limits, &mut violations);
         let detail: ScoreDetail = convert::known_enum(spec.detail, "spec.detail", &mut violations);
         match handle {
             Some(handle) => Ok((Self { handle, per_value: detail == ScoreDetail::PerValue, scheduling }, violations)),
@@ -55,8 +56,16 @@ impl Scoring {
 
     /// The deadline of work that begins now.
     pub(super) fn deadline(&self, deadline: Option<Instant>) -> Option<Instant> {
-        let queue = self.scheduling.queue_timeout.map(|timeout| Instant::now() + timeout);
+        let queue = Instant::now().checked_add(self.scheduling.queue_timeout);
         deadline.into_iter().chain(queue).min()
+    }
+
+    /// Places for `items` items, before they are decoded.
+    ///
+    /// # Errors
+    /// What [`Handle::admit`] says.
+    pub(super) fn admit(&self, items: u32) -> Result<Permit, Error> {
+        self.handle.admit(Kind::Scoring, items, self.scheduling.class)
     }
 }
 
@@ -77,8 +86,9 @@ impl ScoringService for Scorings {
         request: Request<Streaming<StreamScoreImagesRequest>>,
     ) -> Result<Response<Self::StreamScoreImagesStream>, Status> {
         let deadline = deadline::of(&request);
-        let scores = ScoreStream::new(request.into_inner(), self.catalogue.clone(), deadline);
-        let lease = Lease::new(scores.answers(), deadline, MAX_SILENCE, Progress::default());
+        let scores = ScoreStream::new(request.into_inner(), (self.catalogue.clone(), self.limits), deadline);
+        let progress = Arc::new(Progress::default());
+        let lease = Lease::new(scores.answers(), deadline, self.limits.unread_timeout, progress);
         Ok(Response::new(Box::pin(lease)))
     }
 }
@@ -90,8 +100,13 @@ impl Scorings {
         deadline: Option<Instant>,
     ) -> Result<ScoreImagesResponse, Error> {
         let ScoreImagesRequest { spec, items } = request;
-        let (scoring, mut violations) = Scoring::new(spec, &self.catalogue, Violations::new())?;
+        let (scoring, mut violations) = Scoring::new(spec, (&self.catalogue, &self.limits), Violations::new())?;
         let spec = scoring.handle.spec();
+        // A number that is out of range is named with all else that is wrong.
+        let count = (items.len() as u32).clamp(1, self.limits.items_per_request);
+        let estimate = scoring.handle.estimate(Kind::Scoring, count, scoring.scheduling.class, 0);
+        let permit = scoring.admit(count)?;
+        convert::check_deadline(deadline, estimate)?;
         self.check_count(&scoring, items.len(), &mut violations);
         let decoded = items
             .iter()
@@ -102,7 +117,7 @@ impl Scorings {
         // The images may have come in much larger a form than they have now; what waits for its turn is the latter alone.
         let ids = items.into_iter().map(|item| item.item_id).collect::<Vec<_>>();
         let job = ScoreJob { items: images, per_value: scoring.per_value, class: scoring.scheduling.class };
-        let (scores, timing) = scoring.handle.score(job, scoring.deadline(deadline))?.scores().await?;
+        let (scores, timing) = scoring.handle.score_admitted(permit, job, scoring.deadline(deadline))?.scores().await?;
         meter::finished(&spec.name, timing);
         let scores = ids.into_iter().zip(scores).map(|(id, score)| answer::score(id, score, spec));
         Ok(ScoreImagesResponse {

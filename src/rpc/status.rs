@@ -102,7 +102,24 @@ fn row(error: &Error) -> Row {
         Error::DeadlineExceeded { stage: DeadlineStage::MidStream, values } => {
             with(Code::DeadlineExceeded, "DEADLINE_MID_STREAM", vec![("values", values.to_string())])
         }
-        Error::ClientTooSlow { values } => with(Code::Aborted, "CLIENT_TOO_SLOW", vec![("values", values.to_string())]),
+        Error::ClientTooSlow { values, ranks } => {
+            let offsets = ranks.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+            let mut metadata = vec![("values", values.to_string())];
+            // Those of very many images find no room; they follow from what was received.
+            if !ranks.is_empty() && offsets.len() <= MAX_MESSAGE {
+                metadata.push(("offset", offsets));
+            }
+            with(Code::Aborted, "CLIENT_TOO_SLOW", metadata)
+        }
+        Error::DeadlineInfeasible { estimate } => with(
+            Code::DeadlineExceeded,
+            "DEADLINE_INFEASIBLE",
+            vec![("estimated_wait_ms", estimate.as_millis().to_string())],
+        ),
+        Error::AlreadyRunning { request_id } => {
+            with(Code::AlreadyExists, "ALREADY_RUNNING", vec![("request_id", request_id.clone())])
+        }
+        Error::OutOfMemory => row(Code::ResourceExhausted, "DEVICE_MEMORY_EXHAUSTED"),
         Error::Cancelled => row(Code::Cancelled, "CANCELLED"),
         Error::Draining => Row { retry_after: Some(DRAINING_RETRY), ..row(Code::Unavailable, "SERVER_DRAINING") },
         Error::Unauthenticated => row(Code::Unauthenticated, "UNAUTHENTICATED"),
@@ -224,7 +241,15 @@ mod tests {
             (Error::RequestStalled, Code::Aborted, "REQUEST_STALLED", false),
             (deadline(DeadlineStage::Queue), Code::DeadlineExceeded, "QUEUE_TIMEOUT", false),
             (deadline(DeadlineStage::MidStream), Code::DeadlineExceeded, "DEADLINE_MID_STREAM", false),
-            (Error::ClientTooSlow { values: 3 }, Code::Aborted, "CLIENT_TOO_SLOW", false),
+            (Error::ClientTooSlow { values: 3, ranks: vec![2, 1] }, Code::Aborted, "CLIENT_TOO_SLOW", false),
+            (
+                Error::DeadlineInfeasible { estimate: Duration::from_millis(1500) },
+                Code::DeadlineExceeded,
+                "DEADLINE_INFEASIBLE",
+                false,
+            ),
+            (Error::AlreadyRunning { request_id: String::from("r") }, Code::AlreadyExists, "ALREADY_RUNNING", false),
+            (Error::OutOfMemory, Code::ResourceExhausted, "DEVICE_MEMORY_EXHAUSTED", false),
             (Error::Cancelled, Code::Cancelled, "CANCELLED", false),
             (Error::Draining, Code::Unavailable, "SERVER_DRAINING", true),
             (Error::Unauthenticated, Code::Unauthenticated, "UNAUTHENTICATED", false),
@@ -257,6 +282,17 @@ mod tests {
         let details = status.get_error_details();
         assert_eq!(details.retry_info().unwrap().retry_delay, Some(Duration::from_millis(1500)));
         assert_eq!(details.error_info().unwrap().metadata["free"], "1");
+    }
+
+    #[test]
+    fn a_reader_that_was_too_slow_hears_where_each_image_goes_on() {
+        let offset = |ranks: Vec<u32>| {
+            let status = status(&Error::ClientTooSlow { values: 7, ranks });
+            status.get_error_details().error_info().unwrap().metadata.get("offset").cloned()
+        };
+        assert_eq!(offset(vec![12]).as_deref(), Some("12"));
+        assert_eq!(offset(vec![12, 3]).as_deref(), Some("12,3"));
+        assert_eq!(offset(vec![1; 1000]), None, "no half of a list");
     }
 
     #[test]

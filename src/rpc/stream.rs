@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::Stream;
@@ -11,6 +10,7 @@ use super::convert::Generation;
 use super::lease::Progress;
 use super::proto::stream_generate_images_response::Event;
 use super::proto::{ImageEncoding, StreamGenerateImagesResponse};
+use super::running::Entry;
 use super::{answer, meter, proto};
 use crate::engine::event::Run;
 use crate::engine::{SampleStream, SampleSummary};
@@ -38,9 +38,10 @@ pub(super) struct Facts {
 impl Facts {
     pub(super) fn of(generation: &Generation) -> Self {
         let (spec, job) = (Arc::clone(generation.handle.spec()), &generation.job);
-        let lower = generation.lower.as_ref();
+        let lower = generation.lower.as_ref().map(|(lower, _)| lower);
+        let request_id = generation.entry.id().to_owned();
         let started = proto::GenerationStarted {
-            request_id: generation.request_id.clone(),
+            request_id: request_id.clone(),
             model_revision: spec.revision.clone(),
             seed: job.seed,
             reproducibility: answer::reproducibility(job.reproducibility).into(),
@@ -55,7 +56,7 @@ impl Facts {
         };
         let prefix_crc = crc32c::crc32c(&codec::values_to_raw(job.prefix.values(), spec.shape));
         let unit = unit(job, spec.shape);
-        Self { request_id: generation.request_id.clone(), spec, started, prefix_crc, unit }
+        Self { request_id, spec, started, prefix_crc, unit }
     }
 
     pub(super) fn started(&self) -> proto::GenerationStarted {
@@ -127,11 +128,13 @@ pub(super) fn no_summary() -> Error {
 
 struct Events {
     stream: SampleStream,
+    /// No other request has this one's id while this stream is there.
+    _entry: Entry,
     facts: Facts,
     checksums: Checksums,
     include_log_probs: bool,
     max_delay: Option<Duration>,
-    progress: Progress,
+    progress: Arc<Progress>,
     /// Runs that did not fit into the last message.
     waiting: VecDeque<Run>,
     stage: Stage,
@@ -146,16 +149,16 @@ enum Stage {
 
 /// The events of `stream`, which is dropped, and thereby cancelled, with what is returned.
 pub(super) fn events(
-    stream: SampleStream,
+    (stream, _entry): (SampleStream, Entry),
     facts: Facts,
     include_log_probs: bool,
     max_delay: Option<Duration>,
-    progress: Progress,
+    progress: Arc<Progress>,
 ) -> impl Stream<Item = Result<StreamGenerateImagesResponse, Error>> + Send + 'static {
     let checksums = facts.checksums();
     let waiting = VecDeque::new();
     let stage = Stage::Starting;
-    let events = Events { stream, facts, checksums, include_log_probs, max_delay, progress, waiting, stage };
+    let events = Events { stream, _entry, facts, checksums, include_log_probs, max_delay, progress, waiting, stage };
     futures_util::stream::unfold(events, |mut events| async move {
         let event = events.next().await?;
         Some((event.map(|event| StreamGenerateImagesResponse { event: Some(event) }), events))
@@ -206,7 +209,7 @@ impl Events {
             }
             let count = run.values.len() as u32;
             room = room.saturating_sub(count);
-            self.progress.fetch_add(u64::from(count), Ordering::Relaxed);
+            self.progress.handed_out(run.image, count);
             let values = self.checksums.take_in(&run).into();
             let log_probs = if self.include_log_probs { run.log_probs } else { Vec::new() };
             runs.push(proto::ValueRun { image_index: run.image, first_rank: run.first, values, log_probs });
@@ -235,26 +238,34 @@ mod tests {
 
     use super::*;
     use crate::engine::health::Health;
-    use crate::engine::{Engine, EngineConfig};
-    use crate::job::{Limits, SampleRequest};
+    use crate::engine::{Engine, EngineConfig, Kind};
+    use crate::job::{Class, Limits, SampleRequest};
     use crate::model::PixelModel;
     use crate::model::scripted::Scripted;
-    use crate::rpc::lease::{Lease, MAX_SILENCE};
+    use crate::rpc::lease::Lease;
+    use crate::rpc::running::Running;
+
+    const MAX_SILENCE: Duration = Duration::from_secs(30);
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_waits_for_the_first_of_two_stages_is_not_taken_for_one_that_does_not_read() {
-        let config = EngineConfig { queue_images: 1, score_share: 0.5 };
+        let config = EngineConfig { queue_images: 1, ..EngineConfig::default() };
         let (upper, _) = Scripted::new(1);
         let (lower, script) = Scripted::with_shape(1, Shape::new(2, 1, 2, 5).unwrap());
-        let limits = Limits { images_per_request: 1, items_per_request: 1 };
+        let timeout = Duration::from_secs(3600);
+        let limits =
+            Limits { images_per_request: 1, items_per_request: 1, queue_timeout: timeout, unread_timeout: MAX_SILENCE };
         let job = SampleJob::new(SampleRequest::default(), upper.spec(), &limits, || 1).unwrap();
         let [handle, lower] = [upper, lower].map(|model| Engine::start(Box::new(model), 1, config).unwrap().handle());
         while *lower.health().borrow() == Health::Warming {
             std::thread::yield_now();
         }
         script.shut();
-        let generation = Generation { handle, lower: Some(lower), job, request_id: String::new() };
-        let (facts, progress) = (Facts::of(&generation), Progress::default());
+        let admit = |handle: &crate::engine::Handle| handle.admit(Kind::Sampling, 1, Class::Interactive).unwrap();
+        let (permit, first) = (admit(&handle), admit(&lower));
+        let entry = Running::default().enter(String::new()).unwrap();
+        let generation = Generation { handle, permit, lower: Some((lower, first)), job, entry };
+        let (facts, progress) = (Facts::of(&generation), Arc::new(Progress::new(1, 0)));
         let events = events(generation.sample(None).unwrap(), facts, false, None, Arc::clone(&progress));
         let mut lease = Lease::new(events, None, MAX_SILENCE, progress);
         assert!(matches!(lease.next().await.unwrap().unwrap().event, Some(Event::Started(_))));

@@ -14,7 +14,9 @@ const IMAGES: u32 = 7;
 /// The images of a job in an engine of `shards` shards, their likelihoods to the bit, and how they score.
 async fn through_an_engine(model: Box<dyn PixelModel>, shards: u32) -> (Vec<Vec<u16>>, Vec<u64>, Vec<f64>) {
     let (shape, [_, condition, _]) = (model.spec().shape, conditions(&*model));
-    let engine = Engine::start(model, shards, EngineConfig { queue_images: 64, score_share: 0.5 }).unwrap();
+    let engine =
+        Engine::start(model, shards, EngineConfig { queue_images: 64, score_share: 0.5, ..EngineConfig::default() })
+            .unwrap();
     let job = SampleJob {
         images: IMAGES,
         first_image: 3,

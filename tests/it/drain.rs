@@ -6,14 +6,14 @@ use pixeld::app::{App, Source};
 use pixeld::rpc::proto::ListModelsRequest;
 use pixeld::rpc::proto::model_service_client::ModelServiceClient;
 use pixeld::rpc::proto::stream_score_images_request::Part;
-use pixeld::rpc::proto::{ModelState, ScoringSpec};
+use pixeld::rpc::proto::{ModelState, ScoringSpec, StreamGenerateImagesRequest};
 use tokio::io::DuplexStream;
 use tokio::net::TcpStream;
 use tokio_stream::StreamExt;
 use tonic::Code;
 use tonic::transport::Endpoint;
 
-use crate::harness::{Daemon, MODEL, PATIENCE, config, connect, next, read, refusal, shape, stream};
+use crate::harness::{Daemon, MODEL, PATIENCE, config, connect, connect_deaf, next, read, refusal, shape, stream};
 use crate::scoring::part;
 use crate::steady::{Gate, Steady};
 use pixeld::rpc::proto::generation_service_client::GenerationServiceClient;
@@ -79,6 +79,62 @@ async fn a_silent_socket_and_a_stream_that_never_ends_cannot_hold_the_end_up() {
     });
     ended.unwrap();
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+}
+
+/// Ends `daemon` while `clients` hold on to it; what the clients saw last. The bound is generous: `make drain` measures.
+async fn ends_in_time(mut daemon: Daemon, limit: Duration) {
+    let start = Instant::now();
+    daemon.stop();
+    daemon.ended().await.unwrap();
+    assert!(start.elapsed() < limit + Duration::from_secs(10), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn a_stream_that_nobody_reads_cannot_hold_the_end_up() {
+    let mut config = config();
+    config.server.drain_timeout = Duration::from_millis(500);
+    // Large enough that it cannot hide in the buffers on the way.
+    let large = pixeld::image::Shape::new(128, 128, 3, 16).unwrap();
+    let source = Source::new(MODEL, move || Ok(Box::new(Steady::new(MODEL, large, 1, &Gate::default()))));
+    let daemon = Daemon::start(config, vec![source]).await;
+    let mut deaf = GenerationServiceClient::new(connect_deaf(daemon.address));
+    let request = StreamGenerateImagesRequest { include_log_probs: true, ..stream(1, 1) };
+    let mut unread = deaf.stream_generate_images(request).await.unwrap().into_inner();
+    assert!(next(&mut unread).await.unwrap().is_some());
+    ends_in_time(daemon, Duration::from_millis(500)).await;
+    let cut = async { while next(&mut unread).await.is_ok_and(|event| event.is_some()) {} };
+    tokio::time::timeout(PATIENCE, cut).await.expect("its reader sees that it was cut");
+}
+
+#[tokio::test]
+async fn under_load_every_running_stream_finishes_and_every_queued_request_is_answered() {
+    let (mut daemon, gate) = Daemon::gated(2, config()).await;
+    gate.allow(5);
+    let mut streams = Vec::new();
+    for seed in 0..20 {
+        streams.push(daemon.generation().stream_generate_images(stream(1, seed)).await.unwrap().into_inner());
+    }
+    gate.blocked().await;
+    let handle = daemon.handle(MODEL);
+    daemon.stop();
+    // Open calls finish; a new one is told.
+    let told = async {
+        loop {
+            match daemon.generation().stream_generate_images(stream(1, 99)).await {
+                Ok(taken) => drop(taken),
+                Err(status) => break status,
+            }
+        }
+    };
+    let told = tokio::time::timeout(PATIENCE, told).await.unwrap();
+    assert_eq!(refusal(&told), (Code::Unavailable, "SERVER_DRAINING".into(), vec![]));
+    gate.open();
+    for mut running in streams {
+        read_rest(&mut running).await;
+    }
+    daemon.ended().await.unwrap();
+    let load = handle.load();
+    assert!(load.completed >= 20 && load.submitted == load.completed + load.given_up, "{load:?}");
 }
 
 #[tokio::test]

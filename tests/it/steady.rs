@@ -23,6 +23,23 @@ struct Script {
     blocked: bool,
     /// Every call from now on fails for good.
     broken: bool,
+    /// What befalls the next step of so many images.
+    trouble: Option<(usize, Trouble)>,
+}
+
+/// What goes wrong in a step.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Trouble {
+    /// The parameters of this image.
+    NotFinite(usize),
+    /// The state of this image.
+    SpoiltSlot(usize),
+    /// All of it.
+    Failed,
+    /// All of it, and loudly.
+    Panic,
+    /// There is no memory for it, so many times; after the first it is asked for in smaller parts.
+    NoMemory(u32),
 }
 
 /// Holds the model's steps back, or lets them go. Opens when it is dropped: a failed test must not leave an engine behind
@@ -56,6 +73,11 @@ impl Gate {
         self.change(|script| script.steps = None);
     }
 
+    /// Lets the next step of `images` images go wrong.
+    pub(crate) fn trouble(&self, images: usize, trouble: Trouble) {
+        self.change(|script| script.trouble = Some((images, trouble)));
+    }
+
     /// Makes every later step fail beyond repair.
     pub(crate) fn break_model(&self) {
         self.change(|script| script.broken = true);
@@ -74,8 +96,8 @@ impl Gate {
     }
 }
 
-/// Called by a step.
-fn pass((script, changed): &(Mutex<Script>, Condvar)) -> Result<(), ModelError> {
+/// Called by a step of `images` images; says what befalls it.
+fn pass((script, changed): &(Mutex<Script>, Condvar), images: usize) -> Result<Option<Trouble>, ModelError> {
     let mut script = script.lock().unwrap();
     if script.broken {
         return Err(ModelError::Fatal("broken by the test".into()));
@@ -89,7 +111,21 @@ fn pass((script, changed): &(Mutex<Script>, Condvar)) -> Result<(), ModelError> 
     if let Some(steps) = &mut script.steps {
         *steps -= 1;
     }
-    Ok(())
+    let trouble = script.trouble.take_if(|(wanted, _)| *wanted == images).map(|(_, trouble)| trouble);
+    match trouble {
+        Some(Trouble::Failed) => Err(ModelError::Step("failed by the test".into())),
+        Some(Trouble::Panic) => {
+            drop(script);
+            panic!("by the test");
+        }
+        Some(Trouble::NoMemory(times)) => {
+            // The first half is asked for next.
+            let half = (images / 2, Trouble::NoMemory(times - 1));
+            script.trouble = Some(half).filter(|_| times > 1);
+            Err(ModelError::Memory("by the test".into()))
+        }
+        other => Ok(other),
+    }
 }
 
 /// The model: the weight of value v falls with its distance from the value before, shifted by the class.
@@ -193,10 +229,15 @@ impl PixelModel for Steady {
     }
 
     fn step(&mut self, rows: &[StepRow<'_>], out: &mut ParamRows) -> Result<(), ModelError> {
-        pass(&self.gate)?;
+        let trouble = pass(&self.gate, rows.len())?;
         let width = out.width();
         for (StepRow { slot, canvas }, row) in rows.iter().zip(out.resize(rows.len()).chunks_exact_mut(width)) {
             self.logits(&self.slots[slot.0 as usize], canvas.values(), canvas.known(), row);
+        }
+        match trouble {
+            Some(Trouble::NotFinite(image)) => out.resize(rows.len())[image * width] = f32::NAN,
+            Some(Trouble::SpoiltSlot(image)) => return Err(ModelError::Slots(vec![rows[image].slot])),
+            _ => {}
         }
         Ok(())
     }

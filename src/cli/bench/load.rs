@@ -19,7 +19,7 @@ use crate::cli::{client, connect, output, progress};
 use crate::rpc::proto::{Model, ModelState};
 
 /// Bytes that the transport of a slow reader takes in unread: the daemon is held up from the first message on.
-const SLOW_WINDOW: u32 = 64;
+pub(super) const SLOW_WINDOW: u32 = 64;
 /// Runs have an end, and a number for each second of them is kept.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 /// Images a second at most: more than a client sends.
@@ -149,7 +149,7 @@ struct Parameters<'a> {
     connections: u32,
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let duration =
         humantime::parse_duration(text).map_err(|error| format!("{error}; write for example 250ms or 2m"))?;
     if duration > LONGEST {
@@ -158,7 +158,7 @@ fn duration(text: &str) -> Result<Duration, String> {
     Ok(duration)
 }
 
-fn measured(text: &str) -> Result<Duration, String> {
+pub(super) fn measured(text: &str) -> Result<Duration, String> {
     duration(text).and_then(|duration| match duration.as_secs() {
         0 => Err(format!("must be at least 1 s, got {} ms", duration.as_millis())),
         _ => Ok(duration),

@@ -6,6 +6,7 @@ mod drive;
 mod load;
 mod plan;
 mod record;
+mod soak;
 mod step;
 mod stream;
 mod tally;
@@ -35,6 +36,8 @@ enum What {
     Step(step::Flags),
     /// Load a daemon with streams and time what it answers
     Load(Box<load::Flags>),
+    /// Put a daemon through every kind of client and look at what they leave behind
+    Soak(soak::Flags),
     /// Compare measurements of the same thing, before and after
     Compare(compare::Flags),
 }
@@ -44,6 +47,7 @@ impl Bench {
         match self.what {
             What::Step(step) => step.run(),
             What::Load(load) => Box::pin(load.run()).await,
+            What::Soak(soak) => Box::pin(soak.run()).await,
             What::Compare(compare) => compare.run(),
         }
     }

@@ -133,6 +133,8 @@ impl Reading<'_> {
             Code::ResourceExhausted | Code::Unavailable if self.assembly.is_none() => {
                 Ok(Ending::Refused(status.code()))
             }
+            // What would be late was not begun.
+            Code::DeadlineExceeded if self.assembly.is_none() && !late => Ok(Ending::Refused(status.code())),
             // What the transport says when it was the first to see the deadline pass.
             Code::Cancelled if late => Ok(Ending::Failed(Code::DeadlineExceeded)),
             code => match Failure::from(status) {

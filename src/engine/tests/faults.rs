@@ -82,6 +82,75 @@ fn a_failed_step_ends_its_images_and_the_next_job_goes_on() {
     }
 }
 
+fn no_memory() -> Fault {
+    Fault::Error(ModelError::Memory("scripted".into()))
+}
+
+#[test]
+fn a_step_there_is_no_memory_for_is_made_in_halves_and_nobody_notices() {
+    let (expected, before) = (alone(&job(1, 5)), 3);
+    let mut rig = Rig::new(5);
+    let (_, buffer) = rig.sample(job(1, 5));
+    rig.ticks(before);
+    rig.script.leave_room_for(2);
+    rig.run();
+    assert_eq!(outcome(&buffer), expected, "to the bit");
+    assert_eq!(buffer.failure.get(), None);
+    assert_eq!(rig.script.batches()[before as usize..][..5], [5, 2, 3, 1, 2]);
+}
+
+#[test]
+fn what_does_not_fit_even_alone_ends_alone() {
+    let mut rig = Rig::new(4);
+    let streams: Vec<_> = (1..5).map(|seed| rig.sample(job(seed, 1)).1).collect();
+    rig.ticks(3);
+    // All four, the first two, the first.
+    (0..3).for_each(|later| rig.script.fail(Call::Step, later, no_memory()));
+    rig.run();
+    assert_eq!(rig.script.batches()[3..9], [4, 2, 1, 1, 2, 3]);
+    assert_eq!(streams[0].failure.get(), Some(&Error::OutOfMemory));
+    assert_eq!(values(&streams[0], 0).len(), 3);
+    for (seed, stream) in (2..).zip(&streams[1..]) {
+        assert_eq!(outcome(stream), alone(&job(seed, 1)));
+    }
+}
+
+#[test]
+fn the_rest_of_a_job_that_does_not_fit_is_not_stepped_any_more() {
+    let mut rig = Rig::new(4);
+    let (_, bad) = rig.sample(job(1, 3));
+    let (_, good) = rig.sample(job(2, 1));
+    (0..3).for_each(|later| rig.script.fail(Call::Step, later, no_memory()));
+    rig.run();
+    assert_eq!(bad.failure.get(), Some(&Error::OutOfMemory));
+    assert_eq!(outcome(&good), alone(&job(2, 1)));
+    assert_eq!(rig.script.batches()[..4], [4, 2, 1, 1], "its second and third image were gone by then");
+}
+
+#[test]
+fn want_of_memory_never_ends_the_model() {
+    let mut rig = Rig::new(1);
+    for call in [Call::Step, Call::Open, Call::Absorb, Call::Step, Call::Open, Call::Absorb] {
+        rig.script.fail(call, 0, no_memory());
+        let wanted = match call {
+            Call::Absorb => with_prefix(&[1], Reproducibility::BestEffort, job(7, 1)),
+            _ => job(1, 1),
+        };
+        let (_, bad) = rig.sample(wanted);
+        rig.run();
+        assert_eq!(bad.failure.get(), Some(&Error::OutOfMemory), "{call:?}");
+    }
+    for _ in 0..2 {
+        rig.script.fail(Call::Score, 0, no_memory());
+        let (_, mut bad) = rig.score(score_job([vec![0; N as usize]]));
+        rig.run();
+        assert_eq!(bad.try_recv().unwrap().unwrap_err(), Error::OutOfMemory);
+    }
+    let (_, good) = rig.sample(job(1, 1));
+    rig.run();
+    assert!(is_complete(&good));
+}
+
 #[test]
 fn a_slot_that_does_not_open_ends_its_job_alone() {
     for fault in [step_error(), Fault::Panic, Fault::Error(ModelError::Slots(vec![Slot(0)]))] {

@@ -2,6 +2,7 @@
 
 mod core;
 mod faults;
+mod overload;
 mod shards;
 mod stages;
 mod streams;
@@ -80,7 +81,7 @@ struct Rig {
 impl Rig {
     fn new(slots: u32) -> Self {
         let (model, script) = Scripted::new(slots);
-        let shard = Arc::new(Shard::new(slots, clock()));
+        let shard = Arc::new(Shard::new("scripted", slots, clock()));
         Self { core: Core::new(Box::new(model), 0.5, clock, Arc::clone(&shard)), script, shard, next: 0 }
     }
 
@@ -132,6 +133,8 @@ impl Rig {
         assert_eq!(self.shard.burden(Kind::Sampling), (0, 0));
         let load = self.shard.gauges.load(clock());
         assert_eq!((load.running, load.queued, load.scoring, load.since_progress), (0, 0, 0, None));
+        let [submitted, completed, given_up] = self.shard.ledger.numbers();
+        assert_eq!(submitted, completed + given_up, "what comes in comes out, once");
     }
 }
 

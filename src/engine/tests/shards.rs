@@ -6,7 +6,7 @@ use super::streams::{read, settled};
 use super::threads::{Daemon, engine_of};
 use super::*;
 use crate::engine::health::Health;
-use crate::engine::{Engine, EngineConfig, SCORE_IMAGES};
+use crate::engine::{Engine, SCORE_IMAGES};
 use crate::error::Error;
 use crate::model::ModelError;
 use crate::model::scripted::{Call, Fault};
@@ -254,7 +254,10 @@ async fn a_dropped_stream_leaves_all_shards_at_once() {
     let steps = || scripts.each_ref().map(|script| script.calls(Call::Step));
     let before = steps();
     drop((stream, ticket));
-    assert_eq!((handle.shared.sampling.free(), handle.shared.scoring.free()), (12, 8 + 2 * SCORE_IMAGES));
+    assert_eq!(
+        (handle.shared.sampling.free(Class::Interactive), handle.shared.scoring.free(Class::Interactive)),
+        (12, 8 + 2 * SCORE_IMAGES)
+    );
     scripts.iter().for_each(|script| script.open_gate());
     settled(&handle).await;
     assert_eq!(steps(), before.map(|steps| steps + 1), "the steps under way");
@@ -279,7 +282,7 @@ async fn a_failed_job_leaves_the_other_shard_while_its_reader_looks_away() {
     assert!(scripts.iter().all(|script| script.open_slots().is_empty()));
     assert!(engine_fault(read(&mut stream).await.1.err().as_ref()).contains("not finite"));
     drop(stream);
-    assert_eq!(handle.shared.sampling.free(), 12);
+    assert_eq!(handle.shared.sampling.free(Class::Interactive), 12);
     assert_eq!(read(&mut handle.sample(job(2, 4), None).unwrap()).await.1, Ok(()), "the engine goes on");
     engine.stop();
 }
@@ -308,7 +311,7 @@ async fn one_shard_that_cannot_go_on_ends_the_engine() {
 async fn an_engine_is_ready_when_all_shards_are() {
     let (model, script) = Scripted::new(1);
     script.shut();
-    let engine = Engine::start(Box::new(model), 2, EngineConfig { queue_images: 8, score_share: 0.5 }).unwrap();
+    let engine = Engine::start(Box::new(model), 2, super::threads::config(8)).unwrap();
     let (handle, other) = (engine.handle(), script.shards().remove(0));
     let mut stream = handle.sample(job(1, 1), None).unwrap();
     script.open_gate();

@@ -6,7 +6,7 @@ use super::streams::{read, settled};
 use super::threads::{Daemon, random};
 use super::*;
 use crate::engine::health::Health;
-use crate::engine::{Engine, EngineConfig, Handle, SampleStream};
+use crate::engine::{Engine, Handle, SampleStream};
 use crate::error::DeadlineStage;
 use crate::image::Shape;
 use crate::model::scripted::{Call, Fault};
@@ -18,7 +18,7 @@ const QUEUE: u32 = 8;
 /// An engine of images of `shape`, and of `slots` slots, warmed up.
 fn engine(shape: Shape, slots: u32) -> Daemon {
     let (model, script) = Scripted::with_shape(slots, shape);
-    let config = EngineConfig { queue_images: QUEUE, score_share: 0.5 };
+    let config = super::threads::config(QUEUE);
     let engine = Engine::start(Box::new(model), 1, config).unwrap();
     let handle = engine.handle();
     while *handle.health().borrow() == Health::Warming {
@@ -34,7 +34,7 @@ fn engines(slots: u32) -> (Daemon, Daemon) {
 
 /// Places that are free.
 fn free(handle: &Handle) -> u32 {
-    handle.shared.sampling.free()
+    handle.shared.sampling.free(Class::Interactive)
 }
 
 /// What a job whose images have all come gives.

@@ -14,6 +14,10 @@ use crate::engine::{Engine, EngineConfig, Handle, SCORE_IMAGES};
 use crate::model::scripted::{Call, Fault};
 use crate::model::{ModelError, PixelModel};
 
+pub(super) fn config(queue_images: u32) -> EngineConfig {
+    EngineConfig { queue_images, score_share: 0.5, ..EngineConfig::default() }
+}
+
 /// A whole engine, warmed up.
 pub(super) struct Daemon {
     pub(super) engine: Engine,
@@ -28,7 +32,7 @@ pub(super) fn engine(slots: u32, queue_images: u32) -> Daemon {
 /// The same with `shards` shards of `slots` slots each.
 pub(super) fn engine_of(shards: u32, slots: u32, queue_images: u32) -> Daemon {
     let (model, script) = Scripted::new(slots);
-    let engine = Engine::start(Box::new(model), shards, EngineConfig { queue_images, score_share: 0.5 }).unwrap();
+    let engine = Engine::start(Box::new(model), shards, config(queue_images)).unwrap();
     let handle = engine.handle();
     while *handle.health().borrow() == Health::Warming {
         std::thread::yield_now();
@@ -142,8 +146,8 @@ async fn come_and_go(Daemon { handle, script, engine }: Daemon, slots: u32, scor
     drop(alive);
     settled(&handle).await;
     assert!(refused > 0, "the queue was never full, so nothing was tried");
-    assert_eq!(handle.shared.sampling.free(), 12 + slots);
-    assert_eq!(handle.shared.scoring.free(), 12 + scored_together);
+    assert_eq!(handle.shared.sampling.free(Class::Batch), 6 + slots);
+    assert_eq!(handle.shared.scoring.free(Class::Interactive), 12 + scored_together);
     assert_eq!(buffers.iter().filter(|buffer| buffer.strong_count() > 0).count(), 0);
     for script in script.shards().iter().chain([&script]) {
         assert_eq!(script.open_slots().len(), 0);
@@ -152,6 +156,8 @@ async fn come_and_go(Daemon { handle, script, engine }: Daemon, slots: u32, scor
     assert!(handle.shared.shards.iter().all(|shard| shard.burden(Kind::Sampling) == (0, 0)));
     let load = handle.load();
     assert_eq!((load.running, load.queued, load.scoring), (0, 0, 0));
+    assert!(load.completed > 0 && load.given_up > 0, "{load:?}");
+    assert_eq!(load.submitted, load.completed + load.given_up, "every image ends, once");
     engine.stop();
 }
 
@@ -159,7 +165,7 @@ async fn come_and_go(Daemon { handle, script, engine }: Daemon, slots: u32, scor
 fn a_job_sent_and_given_up_while_the_engine_looks_is_never_missed() {
     const JOBS: u64 = 20_000;
     let mut rig = Rig::new(1);
-    let shared = Arc::new(Shared::new(Scripted::new(1).0.spec(), 1, 8, Instant::now()));
+    let shared = Arc::new(Shared::new(Scripted::new(1).0.spec(), 1, &config(8), Instant::now()));
     let shard = Arc::clone(&shared.shards[0]);
     let (sender, receiver) = sync_channel(4);
     let inbox = Inbox { receiver, shared, shard: Arc::clone(&shard), commands: 4 };
@@ -228,7 +234,7 @@ async fn values_sampled_before_a_fault_are_handed_out_before_it() {
 async fn a_model_that_does_not_warm_up_is_never_ready() {
     let (model, script) = Scripted::new(1);
     script.fail(Call::Step, 1, Fault::Panic);
-    let engine = Engine::start(Box::new(model), 1, EngineConfig { queue_images: 8, score_share: 0.5 }).unwrap();
+    let engine = Engine::start(Box::new(model), 1, config(8)).unwrap();
     let handle = engine.handle();
     // It may have been taken in before the fault, or refused after it.
     if let Ok(mut stream) = handle.sample(job(1, 1), None) {

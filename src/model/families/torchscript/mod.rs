@@ -151,7 +151,9 @@ impl TorchScript {
     fn go_on(&mut self, rows: &[StepRow<'_>], out: &mut [f32]) -> Result<(), ModelError> {
         let (width, per_step) = (self.spec.head.width(self.spec.shape), self.spec.values_per_step().max(1));
         let mut out = out.chunks_exact_mut(width);
-        for (start, count, padded) in Arc::clone(&self.buckets).split(rows.len()) {
+        // Remembered once all have gone well: a step that finds no memory is made again.
+        let mut remembered = Vec::with_capacity(rows.len());
+        for (start, count, padded) in self.buckets.split(rows.len()) {
             let batch = pad(rows, start, count, padded);
             let (mut states, mut previous, mut steps) = (Vec::new(), Vec::new(), Vec::new());
             for row in &batch {
@@ -166,9 +168,12 @@ impl TorchScript {
             let (parameters, after) = self.module.step(&states, &previous, &steps)?;
             for (((image, row), tensors), out) in (0..).zip(&batch).zip(after).take(count).zip(&mut out) {
                 parameters.f_get(image)?.f_copy_data(out, width)?;
-                if let Some(state) = self.states.get_mut(row.slot.0 as usize) {
-                    state.tensors = tensors;
-                }
+                remembered.push((row.slot, tensors));
+            }
+        }
+        for (slot, tensors) in remembered {
+            if let Some(state) = self.states.get_mut(slot.0 as usize) {
+                state.tensors = tensors;
             }
         }
         Ok(())

@@ -238,5 +238,5 @@ fn failed(method: &str, error: &TchError) -> ModelError {
     let text = error.to_string();
     let said = |line: &&str| line.contains("Error: ") || line.starts_with("must ");
     let line = text.lines().rev().find(said).or_else(|| text.lines().find(|line| !line.trim().is_empty()));
-    ModelError::Step(format!("{method}: {}", line.unwrap_or_default().trim()))
+    crate::torch::model_error(format!("{method}: {}", line.unwrap_or_default().trim()))
 }
