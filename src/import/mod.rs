@@ -96,7 +96,7 @@ fn open(path: &Path, limit: u64) -> Result<(BufReader<File>, u64), Violations> {
     let file = File::open(path).map_err(describe)?;
     let bytes = file.metadata().map_err(describe)?.len();
     if bytes > limit {
-        return Err(refuse(format!("must be at most {limit} bytes, got {bytes}")));
+        return Err(refuse(format!("must be at most {limit} bytes (--size-limit), got {bytes}")));
     }
     Ok((BufReader::new(file), bytes))
 }
