@@ -13,16 +13,18 @@ use tokio_stream::StreamExt;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::config::Config;
-use crate::engine::catalogue::Catalogue;
+use crate::engine::catalogue::{Catalogue, State};
 use crate::fleet::{Fleet, Packages, Settings};
 pub use crate::fleet::{Load, Source};
-use crate::rpc::{self, Connections, ServerInfo, Uploads};
+use crate::rpc::{self, ConnectionLimits, Connections, ServerInfo, Uploads};
 use crate::security::Security;
 
 /// What answered calls may take to leave their connections, and engines to finish their last step, beyond the drain.
 const LINGER: Duration = Duration::from_millis(500);
+/// What engines may take to end once everything was cancelled: a step, unless a device hangs.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Operators at once, and calls of each.
-const ADMIN_CONNECTIONS: (u32, u32) = (32, 32);
+const OPERATORS: u32 = 32;
 /// Request messages of operators, in bytes: a name or two.
 const ADMIN_REQUEST_BYTES: usize = 64 << 10;
 
@@ -142,7 +144,11 @@ impl App {
         let routes = rpc::admin_services(&self.fleet, info, self.drain.clone(), &self.health)
             .map_err(|error| AppError::Services(error.into()))?;
         let uploads = Uploads::new(ADMIN_REQUEST_BYTES * 64, ADMIN_REQUEST_BYTES);
-        let mut connections = Connections::new(routes, ADMIN_CONNECTIONS, uploads);
+        // Operators may stay for as long as they like.
+        let limits =
+            ConnectionLimits { most: OPERATORS, streams: OPERATORS, idle: None, age: None, ..self.config.server.connections };
+        // Who may open the socket may do everything.
+        let mut connections = Connections::new(routes, limits, uploads, Security::default());
         let stop = self.fleet.stopping();
         self.admin = Some(tokio::spawn(async move {
             let mut incoming = pin!(incoming.fuse());

@@ -9,8 +9,8 @@ use humantime_serde::re::humantime::{self, format_duration};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tonic::Request;
-use tonic::transport::Channel;
 
+use super::access::{Access, Channel};
 use super::connect::Target;
 use super::failure::Failure;
 use super::{client, connect, output};
@@ -115,7 +115,7 @@ struct Answer {
 impl Admin {
     pub(super) async fn run(self) -> Result<(), Failure> {
         let target = match self.endpoint {
-            Some(url) => Target::Remote(url),
+            Some(url) => Target::Remote(Box::new(Access::default().remote(&url)?)),
             None => Target::Socket(self.socket),
         };
         let (command, timeout) = (self.command, self.timeout.map(Duration::from));

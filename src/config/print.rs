@@ -28,7 +28,7 @@ impl fmt::Display for Config {
         let tokens =
             Group::ALL.map(|group| (group.key().rsplit('.').next().unwrap_or_default(), path(self.auth.get(&group))));
         let connections = &self.server.connections;
-        let sections: [(&str, &[(&str, Value)]); 10] = [
+        let sections: [(&str, &[(&str, Value)]); 11] = [
             (
                 "server",
                 &[
@@ -108,10 +108,6 @@ impl fmt::Display for Config {
         }
         Ok(())
     }
-}
-
-fn time(duration: Duration) -> Value {
-    format_duration(duration).to_string().into()
 }
 
 fn number_or_auto(number: Option<u32>) -> Value {

@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{sleep_until, timeout};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
 use super::{Chance, Traffic};
+use crate::cli::access::{Bearer, Channel};
 use crate::cli::assembly::Assembly;
 use crate::cli::client;
 use crate::cli::failure::Failure;
@@ -304,6 +305,7 @@ impl Site {
                 };
                 return match connected {
                     Ok(channel) => {
+                        let channel = Channel::new(channel, Bearer::default());
                         client::list(&channel).await.map_or_else(|failure| format!("{failure:?}"), |_| "OK".into())
                     }
                     Err(error) => crate::cli::connect::innermost(&error),

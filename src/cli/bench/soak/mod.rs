@@ -12,11 +12,11 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 use tokio::task::JoinSet;
 use tokio::time::sleep_until;
-use tonic::transport::Channel;
 
 use self::clients::{Outcome, Site};
 use self::process::{Books, Process, Usage, slope_per_hour};
 use super::load::{SLOW_WINDOW, duration, measured};
+use crate::cli::access::{Access, Channel};
 use crate::cli::connect::{self, Target};
 use crate::cli::failure::Failure;
 use crate::cli::{client, output};
@@ -157,7 +157,7 @@ impl Flags {
     pub(super) async fn run(self) -> Result<(), Failure> {
         let windows = [None, Some(SLOW_WINDOW)];
         let work = async |channels: &[Channel]| self.soak(channels).await;
-        let report = connect::several(Target::Remote(self.endpoint.clone()), &windows, work).await?;
+        let report = connect::several(Target::Remote(Box::new(Access::default().remote(&self.endpoint)?)), &windows, work).await?;
         if self.json {
             output::json(&report)?;
         } else {
