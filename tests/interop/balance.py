@@ -1,6 +1,6 @@
 """Calls replicas with the standard Python stack and the service configuration that ships: deploy/service_config.json.
 
-    balance.py both FIRST,SECOND     both serve: calls are spread evenly
+    balance.py both FIRST,SECOND     both serve: calls are spread
     balance.py healthy FIRST,SECOND  the first drains: every call goes to the second, since health says so
     balance.py blind FIRST,SECOND    the first drains, nobody looks at health: what it refuses is retried at the second
 
@@ -37,12 +37,12 @@ def main(mode: str, addresses: str) -> None:
                     break
         slots = collections.Counter(answered() for _ in range(CALLS))
         if mode == "both":
-            assert sorted(slots.values()) == [CALLS // 2] * 2, slots
+            assert len(slots) == 2 and min(slots.values()) >= CALLS // 4, slots
         elif mode == "healthy":
             assert list(slots.values()) == [CALLS] and max(slots) == 8, slots
         else:
             # The first answers for its models until it ends, and refuses to draw: retries find the other.
-            assert sorted(slots.values()) == [CALLS // 2] * 2, slots
+            assert len(slots) == 2 and min(slots.values()) >= CALLS // 4, slots
         for seed in range(6):
             if seed % 2:
                 answered()  # one more call between, or every second one, which draws, would go to the same replica

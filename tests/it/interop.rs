@@ -2,6 +2,7 @@
 //! reflection alone, and with the client of Triton.
 
 use std::process::Stdio;
+use std::time::Duration;
 
 use pixeld::security::Group;
 use tokio::process::Command;
@@ -72,7 +73,10 @@ async fn tritons_client_lists_samples_streams_and_scores() {
 #[tokio::test]
 async fn python_with_the_service_configuration_spreads_calls_and_leaves_a_replica_that_drains() {
     let packages = option_env!("PIXELD_TEST_PYTHONPATH");
-    let (mut first, gate) = Daemon::gated(4, config()).await;
+    // Two scripts run while the first drains, and Python is slow to start on a busy machine.
+    let mut patient = config();
+    patient.server.drain_timeout = Duration::from_secs(300);
+    let (mut first, gate) = Daemon::gated(4, patient).await;
     let (second, _open) = Daemon::gated(8, config()).await;
     let both = format!("{},{}", first.address, second.address);
     run_with("balance.py", packages, &["both", &both]).await;
