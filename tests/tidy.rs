@@ -29,7 +29,10 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("telemetry", &["config", "metric"]),
     (
         "rpc",
-        &["fleet", "engine", "job", "model", "spec", "head", "noise", "image", "error", "metric", "machine", "security"],
+        &[
+            "fleet", "engine", "job", "model", "spec", "head", "noise", "image", "error", "metric", "machine",
+            "security",
+        ],
     ),
 ];
 
