@@ -145,10 +145,14 @@ impl App {
             .map_err(|error| AppError::Services(error.into()))?;
         let uploads = Uploads::new(ADMIN_REQUEST_BYTES * 64, ADMIN_REQUEST_BYTES);
         // Operators may stay for as long as they like.
-        let limits =
-            ConnectionLimits { most: OPERATORS, streams: OPERATORS, idle: None, age: None, ..self.config.server.connections };
-        // Who may open the socket may do everything.
-        let mut connections = Connections::new(routes, limits, uploads, Security::default());
+        let limits = ConnectionLimits {
+            most: OPERATORS,
+            streams: OPERATORS,
+            idle: None,
+            age: None,
+            ..self.config.server.connections
+        };
+        let mut connections = Connections::new(routes, limits, uploads, self.security.within_the_machine());
         let stop = self.fleet.stopping();
         self.admin = Some(tokio::spawn(async move {
             let mut incoming = pin!(incoming.fuse());

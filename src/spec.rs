@@ -92,6 +92,8 @@ pub struct Execution {
     pub precision: Precision,
     /// Whether taking a known prefix in leaves the bits that sampling it would.
     pub absorbs_exactly: bool,
+    /// Whether a step changes what it reads, as that of a recurrent network does, so that it cannot be made again.
+    pub carries_state: bool,
     /// Whether every step is a full pass over what is known of the image.
     pub recomputes: bool,
     /// What a step costs at least; zero where nobody has counted.

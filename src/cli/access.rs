@@ -49,7 +49,7 @@ pub(super) struct Remote {
 impl Access {
     /// The server of `url`, reached as the flags say.
     pub(super) fn remote(&self, url: &str) -> Result<Remote, Failure> {
-        let Self { tls_ca, tls_cert, tls_key, token_file } = self;
+        let Self { tls_ca, tls_cert, tls_key, .. } = self;
         let mut tls = ClientTlsConfig::new();
         tls = match tls_ca {
             Some(path) => tls.ca_certificate(Certificate::from_pem(read("--tls-ca", path)?)),
@@ -63,16 +63,20 @@ impl Access {
                 "--endpoint {url}: must be https://HOST:PORT with --tls-ca or --tls-cert"
             )));
         }
-        let bearer = match (token_file, std::env::var_os(TOKEN)) {
+        Ok(Remote { url: url.to_owned(), tls, bearer: self.bearer()? })
+    }
+
+    /// The token of the flags, or of the environment.
+    pub(super) fn bearer(&self) -> Result<Bearer, Failure> {
+        match (&self.token_file, std::env::var_os(TOKEN)) {
             (Some(path), _) => {
-                Bearer::new(&read("--token-file", path)?).map_err(|why| wrong("--token-file", path, &why))?
+                Bearer::new(&read("--token-file", path)?).map_err(|why| wrong("--token-file", path, &why))
             }
             (None, Some(token)) => {
-                Bearer::new(token.as_encoded_bytes()).map_err(|why| Failure::Usage(format!("{TOKEN}: {why}")))?
+                Bearer::new(token.as_encoded_bytes()).map_err(|why| Failure::Usage(format!("{TOKEN}: {why}")))
             }
-            (None, None) => Bearer::default(),
-        };
-        Ok(Remote { url: url.to_owned(), tls, bearer })
+            (None, None) => Ok(Bearer::default()),
+        }
     }
 }
 

@@ -24,7 +24,7 @@ const SOCKET: &str = "/run/pixeld/admin.sock";
 
 const AFTER_HELP: &str = "\
 The server listens for operators where its configuration says so (admin.listen); docs/OPERATIONS.md tells what each command
-does to requests under way.
+does to requests under way. Where that needs a token (auth.admin_tokens), it is taken from the variable PIXELD_TOKEN.
 
 Examples:
   pixeld admin load letters

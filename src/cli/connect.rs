@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tonic::transport::{Endpoint, Uri};
 
-use super::access::{Bearer, Channel, Remote};
+use super::access::{Access, Bearer, Channel, Remote};
 use super::failure::Failure;
 use super::packages;
 use crate::app::AppError;
@@ -147,7 +147,7 @@ async fn socket(path: &Path) -> Result<Connection, Failure> {
         let (cause, path) = (innermost(&error), path.display());
         Failure::Unavailable(format!("cannot connect to {path}: {cause}; does `pixeld serve` have it as admin.listen?"))
     })?;
-    Ok(Connection { channels: vec![Channel::new(channel, Bearer::default())], server: None })
+    Ok(Connection { channels: vec![Channel::new(channel, Access::default().bearer()?)], server: None })
 }
 
 /// Starts a server in this process and waits until its models are loaded, or refused.

@@ -134,6 +134,12 @@ impl Network {
         self.precision
     }
 
+    /// Whether a program advances a long short-term memory, whose state it may write where it read it.
+    #[must_use]
+    pub fn has_cells(&self) -> bool {
+        self.programs.iter().flat_map(|program| &program.ops).any(|op| matches!(op, Op::Cell { .. }))
+    }
+
     /// Bytes of all matrices.
     #[must_use]
     pub fn weight_bytes(&self) -> u64 {

@@ -135,7 +135,8 @@ impl Core {
         place.is_some_and(|live| live.key == part.image)
     }
 
-    /// Carries out the step of images that are there, in halves where there is no memory for all of them.
+    /// Carries out the step of images that are there, in halves where there is no memory for all of them and the step can be
+    /// made again.
     fn step(&mut self, stepping: &[Advance], began: Instant, outcome: &mut Outcome) -> Result<(), String> {
         // The one allocation of a step here: rows that borrow canvases cannot outlive it.
         let mut rows = Vec::with_capacity(stepping.len());
@@ -148,7 +149,9 @@ impl Core {
             return Ok(());
         }
         let stepped = self.model.step(&rows, &mut self.rows);
-        if let (Err(ModelError::Memory(why)), 2..) = (&stepped, stepping.len()) {
+        if let (Err(ModelError::Memory(why)), 2.., false) =
+            (&stepped, stepping.len(), self.spec.execution.carries_state)
+        {
             tracing::warn!(model = self.spec.name, why, images = stepping.len(), "no memory for a step; halving it");
             let (first, second) = stepping.split_at(stepping.len() / 2);
             self.step(first, began, outcome)?;

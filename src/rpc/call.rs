@@ -29,10 +29,11 @@ use crate::error::{Error, Violations};
 use crate::security::{Group, Security};
 
 /// Whose tokens let in to what, by the beginning of the path.
-const GROUPS: [(&str, Group); 7] = [
+const GROUPS: [(&str, Group); 8] = [
     ("/pixeld.v1.GenerationService/", Group::Generation),
     ("/pixeld.v1.ScoringService/", Group::Scoring),
     ("/pixeld.v1.ModelService/", Group::Models),
+    ("/pixeld.v1.AdminService/", Group::Admin),
     ("/inference.GRPCInferenceService/", Group::Inference),
     ("/grpc.reflection.v1.ServerReflection/", Group::Reflection),
     ("/grpc.reflection.v1alpha.ServerReflection/", Group::Reflection),

@@ -48,6 +48,12 @@ impl Security {
         self.tls.as_ref().map(Watched::now)
     }
 
+    /// The same for a listener that no network reaches: tokens, and no TLS.
+    #[must_use]
+    pub fn within_the_machine(&self) -> Self {
+        Self { tls: None, tokens: self.tokens.clone() }
+    }
+
     /// Whether a request with these headers may use `group`.
     ///
     /// # Errors

@@ -4,8 +4,10 @@ use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use pixeld::engine::Kind;
 use pixeld::error::{Error, Violations};
 use pixeld::image::Shape;
+use pixeld::job::Class;
 use pixeld::rpc::proto::admin_service_client::AdminServiceClient;
 use pixeld::rpc::proto::model_service_client::ModelServiceClient;
 use pixeld::rpc::proto::{
@@ -162,7 +164,8 @@ async fn what_has_not_finished_at_the_limit_of_an_unload_is_cut_with_a_reason() 
     let meanwhile = async {
         // The limit has passed. The step that is under way must end, or the thread could not.
         patiently(async {
-            while handle.may_score(1) != Err(Error::ModelDraining { name: MODEL.into() }) {
+            let draining = Error::ModelDraining { name: MODEL.into() };
+            while handle.admit(Kind::Scoring, 1, Class::Interactive).err() != Some(draining.clone()) {
                 tokio::task::yield_now().await;
             }
         })

@@ -296,6 +296,7 @@ impl ImageGpt {
         let decoder = decode::decoder(&network, placement.backend, placement.slots)?;
         spec.bytes_per_slot = network.state_bytes();
         spec.execution = Execution {
+            carries_state: false,
             recomputes: false,
             backend: placement.backend,
             precision: placement.precision,

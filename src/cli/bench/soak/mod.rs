@@ -157,7 +157,9 @@ impl Flags {
     pub(super) async fn run(self) -> Result<(), Failure> {
         let windows = [None, Some(SLOW_WINDOW)];
         let work = async |channels: &[Channel]| self.soak(channels).await;
-        let report = connect::several(Target::Remote(Box::new(Access::default().remote(&self.endpoint)?)), &windows, work).await?;
+        let report =
+            connect::several(Target::Remote(Box::new(Access::default().remote(&self.endpoint)?)), &windows, work)
+                .await?;
         if self.json {
             output::json(&report)?;
         } else {

@@ -67,6 +67,7 @@ impl ImageTransformer {
         let decoder = decode::decoder(&network, placement.backend, placement.slots)?;
         spec.bytes_per_slot = network.state_bytes();
         spec.execution = Execution {
+            carries_state: false,
             recomputes: false,
             backend: placement.backend,
             precision: placement.precision,

@@ -159,6 +159,7 @@ impl Raster {
         let scoring = Box::new(Torch::parallel(network, score_images)?);
         spec.bytes_per_slot = network.state_bytes();
         spec.execution = Execution {
+            carries_state: network.has_cells(),
             recomputes: false,
             backend: placement.backend,
             precision: placement.precision,
