@@ -67,6 +67,7 @@ impl Access {
     }
 
     /// The token of the flags, or of the environment.
+    #[expect(clippy::disallowed_methods, reason = "a secret has no place in a configuration file or on a command line")]
     pub(super) fn bearer(&self) -> Result<Bearer, Failure> {
         match (&self.token_file, std::env::var_os(TOKEN)) {
             (Some(path), _) => {

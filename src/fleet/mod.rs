@@ -310,7 +310,7 @@ impl Fleet {
         if entries.contains_key(alias) {
             return refuse(format!("must not be the name of a model, got {alias:?}"));
         }
-        if !entries.get(model).is_some_and(|entry| !entry.unloading) {
+        if entries.get(model).is_none_or(|entry| entry.unloading) {
             return Err(not_found(&entries, model));
         }
         let aliases = catalogue.aliases();
