@@ -14,6 +14,7 @@ use pixeld::rpc::proto::{
     GetModelRequest, LoadModelRequest, Model, ReloadModelRequest, ReloadModelResponse, SetAliasRequest,
     UnloadModelRequest,
 };
+use pixeld::security::Security;
 use tempfile::TempDir;
 use tokio::net::UnixStream;
 use tonic::Status;
@@ -66,7 +67,8 @@ impl Operated {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("admin.sock");
         let later = shelf.clone();
-        let mut app = App::start_with(config.clone(), shelf.sources(), Arc::new(move || Ok(later.sources())));
+        let app = App::start_with(config.clone(), shelf.sources(), Arc::new(move || Ok(later.sources())));
+        let mut app = app.guarded(Security::load(None, &config.auth).unwrap());
         let fleet = app.fleet().clone();
         app.administer(AdminListener::unix(&path).unwrap()).unwrap();
         let (daemon, loaded) = Daemon::serve(app, config).await;

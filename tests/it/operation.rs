@@ -14,6 +14,7 @@ use pixeld::rpc::proto::{
     DrainServerRequest, GetLoadRequest, GetServerInfoRequest, ListModelsRequest, LoadModelRequest, ModelState,
     StreamGenerateImagesRequest, UnloadModelRequest,
 };
+use pixeld::security::Group;
 use tonic::{Code, Request};
 use tonic_health::ServingStatus;
 use tonic_health::pb::HealthCheckRequest;
@@ -359,4 +360,18 @@ async fn an_operator_ends_the_server_and_what_runs_finishes() {
     while next(&mut running).await.expect("running streams finish").is_some() {}
     let Operated { daemon, .. } = operated;
     tokio::time::timeout(PATIENCE, daemon.ended()).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn operators_bring_a_token_where_one_is_asked_for() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "an-operators-own-token\n").unwrap();
+    let mut config = config();
+    config.auth.insert(Group::Admin, file.path().to_owned());
+    let operated = Operated::start(config, shelf().0).await;
+    let refused = operated.admin().get_server_info(GetServerInfoRequest {}).await.unwrap_err();
+    assert_eq!((refused.code(), refusal(&refused).1.as_str()), (Code::Unauthenticated, "UNAUTHENTICATED"));
+    let mut request = Request::new(GetServerInfoRequest {});
+    request.metadata_mut().insert("authorization", "Bearer an-operators-own-token".parse().unwrap());
+    operated.admin().get_server_info(request).await.unwrap();
 }
