@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -12,6 +13,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::deadline::{self, Deadline};
 use super::generation::Generations;
+use super::lease::{Lease, Progress};
 use super::proto::generation_service_server::GenerationService;
 use super::proto::inference::grpc_inference_service_server::GrpcInferenceService;
 use super::proto::inference::infer_parameter::ParameterChoice;
@@ -30,7 +32,7 @@ use super::proto::{
     StreamGenerateImagesRequest, StreamGenerateImagesResponse,
 };
 use super::scoring::Scorings;
-use super::status::status;
+use super::status::{cause, status};
 use super::tensors::{self, Kind, Parameters, Tensor, little_endian, parameter};
 use super::{answer, health, proto};
 use crate::engine::Handle;
@@ -87,8 +89,12 @@ impl Inference {
         let mut violations = Violations::new();
         check_version(&model_version, &spec.revision, &mut violations);
         let wanted: Vec<String> = outputs.into_iter().map(|output| output.name).collect();
-        if let Some(unknown) = wanted.iter().find(|name| !OUTPUTS.contains(&name.as_str())) {
-            violations.add("outputs", format!("must be some of {}, got {unknown:?}", OUTPUTS.join(", ")));
+        let known = wanted.iter().enumerate().map(|(index, name)| {
+            // Once each: an answer holds a copy of a tensor for every time that it is asked for.
+            OUTPUTS.contains(&name.as_str()) && !wanted.iter().take(index).any(|before| before == name)
+        });
+        if let Some(wrong) = known.zip(&wanted).find_map(|(known, name)| (!known).then_some(name)) {
+            violations.add("outputs", format!("must be some of {}, each once, got {wrong:?}", OUTPUTS.join(", ")));
         }
         let mut tensors = tensors::read(inputs, raw_input_contents, &INPUTS, &mut violations);
         let mut parameters = Parameters::new(parameters);
@@ -196,7 +202,7 @@ impl Inference {
             }
             Task::Score(request) => {
                 let scored = self.scorings.score_images(timed(request, deadline)).await?.into_inner();
-                let mut answer = begin(spec, id, None);
+                let mut answer = ModelInferResponse { model_version: scored.model_revision, ..begin(spec, id, None) };
                 let count = scored.scores.len() as u64;
                 add_likelihoods(&mut answer, scored.scores.iter().map(|score| -score.nll_nats));
                 let bits = little_endian(scored.scores.iter().map(|score| score.bits_per_dim), f64::to_le_bytes);
@@ -333,12 +339,13 @@ fn images_of(tensor: &Tensor, name: &str, shape: Shape, most: u64, violations: &
     Some((0..count as usize).map(|index| data.slice(index * size..(index + 1) * size)).collect())
 }
 
-/// An answer without its tensors.
+/// An answer without its tensors. A reload may have come between looking at the request and answering it, so the revision is
+/// the one that answered.
 fn begin(spec: &ModelSpec, id: String, started: Option<&GenerationStarted>) -> ModelInferResponse {
     let seed = started.map(|started| ("seed".to_owned(), parameter(ParameterChoice::Uint64Param(started.seed))));
     ModelInferResponse {
         model_name: spec.name.clone(),
-        model_version: spec.revision.clone(),
+        model_version: started.map_or(&spec.revision, |started| &started.model_revision).clone(),
         id,
         parameters: seed.into_iter().collect(),
         ..ModelInferResponse::default()
@@ -474,9 +481,13 @@ impl GrpcInferenceService for Inference {
         request: Request<Streaming<ModelInferRequest>>,
     ) -> Result<Response<Self::ModelStreamInferStream>, Status> {
         let (deadline, service) = (deadline::of(&request), self.clone());
+        let unread = self.scorings.limits.unread_timeout;
         let answers = request.into_inner().flat_map_unordered(AT_ONCE, move |request| match request {
-            // Broken off, or not to be read: the end of the stream.
-            Err(status) => stream::iter([Err(status)]).boxed(),
+            // Refused on its way in, no message, or the client is gone: the end of the stream.
+            Err(broken) => {
+                let bad = || Violations::one("request", broken.message()).into();
+                stream::iter([Err(cause(&broken).cloned().unwrap_or_else(bad))]).boxed()
+            }
             Ok(request) => {
                 let id = request.id.clone();
                 let answers = stream::once(service.clone().stream(request, deadline)).flat_map(|begun| match begun {
@@ -486,7 +497,9 @@ impl GrpcInferenceService for Inference {
                 answers.map(move |answer| Ok(in_band(answer, &id))).boxed()
             }
         });
-        Ok(Response::new(answers.boxed()))
+        // Without it, requests of a client that stopped reading would keep their places.
+        let lease = Lease::new(answers, deadline, unread, Arc::new(Progress::default()));
+        Ok(Response::new(lease.boxed()))
     }
 
     async fn repository_index(

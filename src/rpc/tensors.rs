@@ -252,7 +252,6 @@ pub(super) fn add(answer: &mut ModelInferResponse, name: &str, kind: Kind, shape
         name: name.to_owned(),
         datatype: kind.name().to_owned(),
         shape: shape.iter().map(|&size| size as i64).collect(),
-        ..InferOutputTensor::default()
     });
     answer.raw_output_contents.push(bytes.into());
 }
@@ -267,7 +266,6 @@ mod tests {
             datatype: datatype.to_owned(),
             shape: shape.to_vec(),
             contents: Some(contents),
-            ..InferInputTensor::default()
         }
     }
 

@@ -26,11 +26,15 @@ const BYTES_A_SECOND: u32 = 64 << 10;
 const MOST_INFLATED: usize = 1032;
 /// Calls whose clients send any number of messages, and may pause between them. All others send one.
 const STREAMS: [&str; 4] = [
-    "/inference.GRPCInferenceService/ModelStreamInfer",
     "/pixeld.v1.ScoringService/StreamScoreImages",
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    "/inference.GRPCInferenceService/ModelStreamInfer",
 ];
+
+/// Calls whose messages hold lists of packed numbers, and how much larger one may be decoded: a number takes a byte there and
+/// eight here. All others hold bytes.
+const PACKED: (&str, usize) = ("/inference.GRPCInferenceService/", 8);
 
 type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -55,6 +59,7 @@ impl Uploads {
             uploads: self.clone(),
             held: None,
             streams: STREAMS.contains(&path),
+            weight: if path.starts_with(PACKED.0) { PACKED.1 } else { 1 },
             stage: Stage::Due,
             prefix: Vec::new(),
             missing: 0,
@@ -73,6 +78,8 @@ pub(super) struct Upload<B> {
     /// the body is dropped: the framework's buffers stay as large as the largest message of the stream.
     held: Option<OwnedSemaphorePermit>,
     streams: bool,
+    /// What a byte of a message counts for.
+    weight: usize,
     stage: Stage,
     /// As much as came of the prefix of the message under way.
     prefix: Vec<u8>,
@@ -140,7 +147,7 @@ impl<B> Upload<B> {
         // The only message of a call is inflated and used up in one go, but a stream keeps the room for it.
         let inflated = if compressed && self.streams { largest.min(length.saturating_mul(MOST_INFLATED)) } else { 0 };
         let held = self.held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        let requested = (length + inflated).saturating_sub(held);
+        let requested = (length + inflated).saturating_mul(self.weight).saturating_sub(held);
         let free = Arc::clone(&self.uploads.free);
         match u32::try_from(requested).ok().and_then(|requested| free.try_acquire_many_owned(requested).ok()) {
             Some(more) => match &mut self.held {
@@ -256,6 +263,19 @@ mod tests {
             super::super::status::cause(error.downcast_ref().expect("a status")).cloned().expect("an error of ours")
         };
         frame.transpose().map(|frame| frame.and_then(|frame| frame.into_data().ok())).map_err(refused)
+    }
+
+    #[tokio::test]
+    async fn lists_of_packed_numbers_count_with_what_they_become() {
+        for (length, requested) in [(400, None), (600, Some(4800))] {
+            let (feed, mut upload) = upload(&uploads(), "/inference.GRPCInferenceService/ModelInfer");
+            feed.send(message(0, length, 1)).await.unwrap();
+            match (next(&mut upload).await, requested) {
+                (Ok(Some(_)), None) => {}
+                (Err(Error::UploadsFull { requested, .. }), Some(wanted)) => assert_eq!(requested, wanted),
+                (other, _) => panic!("{length}: {other:?}"),
+            }
+        }
     }
 
     /// Reads on, while the client sends `piece` every `pause`, until it is refused; gives how long that took.

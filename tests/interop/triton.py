@@ -112,3 +112,4 @@ refused(lambda: client.infer("steady", [tensor("images", images.astype(np.float3
 refused(lambda: client.infer("steady", [tensor("images", images[:, :1], "UINT8")]), "images.shape")
 refused(lambda: client.infer("steady", [tensor("image", images, "UINT8")]), "inputs[0].name")
 refused(lambda: client.infer("steady", [], outputs=[triton.InferRequestedOutput("logits")]), "outputs")
+refused(lambda: client.infer("steady", [], outputs=[triton.InferRequestedOutput("images")] * 2), "each once")
