@@ -14,10 +14,13 @@ use crate::sched::{Absorb, Admission, Advance, ImageKey, Outcome, Plan, ScoreSli
 const NOT_FINITE: &str = "the network gave a parameter that is not finite";
 const CALL_FAILED: &str = "an evaluation of the model failed";
 const SLOT_SPOILT: &str = "the model lost the state of the image";
-/// Time between two steps that wake readers, where steps take less. To wake one, and what the transport does then, takes a core
-/// tens of microseconds, most of them once however many are woken; so they are woken together, and values that came sooner
-/// travel together. docs/PERFORMANCE.md has what that wins.
+/// Time between two steps that wake readers, for each image in the making: to wake its reader, and what the transport does
+/// then, takes a core some tens of microseconds. So a shard pays for a thousand wake-ups a second at most, whatever its number
+/// of images; values that came sooner travel together, and readers are woken together, which costs less again.
+/// docs/PERFORMANCE.md has what that wins.
 const WAKE_INTERVAL: Duration = Duration::from_millis(1);
+/// Longest time between two such steps: a picture of a screen, so nobody who watches sees the difference.
+const LONGEST_WAKE_INTERVAL: Duration = Duration::from_millis(16);
 
 impl Core {
     /// First evaluations, one image and a full batch of every kind, so that no request pays for them.
@@ -176,7 +179,8 @@ impl Core {
                 self.fail(part.image, not_finite(), outcome);
             }
         }
-        let due = self.told.is_none_or(|told| now.saturating_duration_since(told) >= WAKE_INTERVAL);
+        let interval = (WAKE_INTERVAL * batch).min(LONGEST_WAKE_INTERVAL);
+        let due = self.told.is_none_or(|told| now.saturating_duration_since(told) >= interval);
         if due {
             self.told = Some(now);
         }
