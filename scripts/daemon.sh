@@ -1,5 +1,6 @@
 # Sourced by scripts that need a daemon: start_daemon NAME ARGS... starts one and sets `daemon` (its process), `address` and
-# `metrics` (of its listeners). It ends with the script. `pixeld` is the binary.
+# `metrics` (of its listeners). It ends with the script, and so does the folder `scratch`, if there is one. `pixeld` is the
+# binary.
 
 start_daemon() {
     name=$1
@@ -28,4 +29,5 @@ start_daemon() {
 stop_daemon() {
     kill "$daemon" 2>/dev/null || true
     wait "$daemon" 2>/dev/null || true
+    [ -z "${scratch:-}" ] || rm -rf "$scratch"
 }

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Puts a daemon with the packages of models/ through every kind of client for MINUTES (1 by default) and shows what they leave
-# behind; ends with an error if a status, or an image, cannot be explained. ARGS go to pixeld bench soak.
+# Puts a daemon with the packages of models/ through every kind of client, and reloads, for MINUTES (1 by default) and shows
+# what they leave behind; ends with an error if a status, or an image, cannot be explained. ARGS go to pixeld bench soak.
 # Usage: scripts/soak.sh [MINUTES [ARGS...]]
 set -eu
 cd "$(dirname "$0")/.."
@@ -9,5 +9,9 @@ minutes=${1:-1}
 pixeld=${CARGO_TARGET_DIR:-target}/release/pixeld
 . scripts/daemon.sh
 
-start_daemon soak --models models
-"$pixeld" bench soak --endpoint "http://$address" --metrics "$metrics" --pid "$daemon" --duration "${minutes}m" "$@"
+# A copy of the packages, which are changed and spoilt to be reloaded; the socket lies where its path is short.
+scratch=$(mktemp -d)
+cp -r models "$scratch/models"
+start_daemon soak --models "$scratch/models" --set "admin.listen=unix:$scratch/admin.sock"
+"$pixeld" bench soak --endpoint "http://$address" --metrics "$metrics" --pid "$daemon" --duration "${minutes}m" \
+    --admin "$scratch/admin.sock" --packages "$scratch/models" "$@"

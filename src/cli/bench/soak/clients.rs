@@ -9,6 +9,7 @@ use tonic::transport::Endpoint;
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
+use super::reloads::{KEPT, Packages};
 use super::{Chance, Traffic};
 use crate::cli::access::{Bearer, Channel};
 use crate::cli::assembly::Assembly;
@@ -52,6 +53,7 @@ pub(super) struct Site {
     models: Vec<Model>,
     /// Those that score without an image of low resolution.
     scoring: Vec<Model>,
+    packages: Option<Packages>,
 }
 
 /// When to leave a stream, and how to read it.
@@ -64,12 +66,17 @@ struct Manner {
 impl Site {
     /// # Errors
     /// There is no model that these clients can use.
-    pub(super) fn new(channel: Channel, narrow: Channel, address: String, models: Vec<Model>) -> Result<Self, Failure> {
+    pub(super) fn new(
+        [channel, narrow]: [Channel; 2],
+        address: String,
+        models: Vec<Model>,
+        packages: Option<Packages>,
+    ) -> Result<Self, Failure> {
         let scoring = models.iter().filter(|model| model.low_resolution_shape.is_none()).cloned().collect::<Vec<_>>();
         if scoring.is_empty() {
             return Err(Failure::Unavailable("no model serves that needs no low-resolution image".to_owned()));
         }
-        Ok(Self { channel, narrow, address, models, scoring })
+        Ok(Self { channel, narrow, address, models, scoring, packages })
     }
 
     /// Does what a client of this kind does, once.
@@ -103,6 +110,10 @@ impl Site {
             Traffic::Score => self.score(chance).await,
             Traffic::Malformed => (self.malformed(chance).await, 0, 0),
             Traffic::Connect => (self.connect(chance).await, 0, 0),
+            Traffic::Reload => match &self.packages {
+                Some(packages) => (packages.reload(&self.channel, chance).await, 0, 0),
+                None => ("no packages".to_owned(), 0, 0),
+            },
         }
     }
 
@@ -339,11 +350,12 @@ fn expected(kind: Traffic) -> &'static [&'static str] {
         ],
         Traffic::Score => &["InvalidArgument INVALID_REQUEST"],
         Traffic::Malformed => &["NotFound MODEL_NOT_FOUND", "InvalidArgument INVALID_REQUEST", "hung up"],
+        Traffic::Reload => &[KEPT],
     }
 }
 
 /// The code and the reason of a status.
-fn told(status: &Status) -> String {
+pub(super) fn told(status: &Status) -> String {
     let details = status.get_error_details();
     match details.error_info() {
         Some(info) => format!("{:?} {}", status.code(), info.reason),

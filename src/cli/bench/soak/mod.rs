@@ -2,9 +2,11 @@
 
 mod clients;
 mod process;
+mod reloads;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,7 +16,8 @@ use tokio::task::JoinSet;
 use tokio::time::sleep_until;
 
 use self::clients::{Outcome, Site};
-use self::process::{Books, Process, Usage, slope_per_hour};
+use self::process::{Books, Process, Usage, mib, slope_per_hour};
+use self::reloads::Packages;
 use super::load::{SLOW_WINDOW, duration, measured};
 use crate::cli::access::{Access, Channel};
 use crate::cli::connect::{self, Target};
@@ -28,6 +31,10 @@ const LOOK: Duration = Duration::from_millis(500);
 const LOOKS: u32 = 2000;
 /// How long the daemon may take to be idle once its clients are gone: keepalive finds the last of those that said nothing.
 const SETTLE: Duration = Duration::from_secs(60);
+/// Between two reloads at least.
+const RELOAD_PAUSE: Duration = Duration::from_secs(3);
+/// Samples of the memory that people are shown.
+const SHOWN: usize = 20;
 
 const AFTER_HELP: &str = "\
 Every client does one thing again and again, with --pause in between:
@@ -38,10 +45,12 @@ Every client does one thing again and again, with --pause in between:
   deadline   streams with a deadline of 1 to 50 ms
   malformed  sends what must be refused: unknown models, broken rules, messages of another type, no HTTP/2 at all
   connect    opens a connection, says nothing, half a preface or one call, and goes
+  reload     one client, every 3 s: changes the manifest of a package and reloads its model, which must change the revision;
+             one time in three it spoils the manifest first, and the old revision must go on
 
 What is explained: the status that the request must have, and being refused for want of room or time. Anything else, an
 image that the daemon lost count of, or one that it completed less often than clients received it, ends the command with
-an error. The slope of the memory is that of the samples after the first quarter; it is told, not judged.";
+an error. The slope of the memory is that of the samples after the first quarter, by least squares; it is told, not judged.";
 
 /// Flags of `pixeld bench soak`.
 #[derive(Args, Debug)]
@@ -59,7 +68,13 @@ pub(super) struct Flags {
     /// How long
     #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = measured)]
     duration: Duration,
-    /// What clients do [default: all of it]
+    /// Unix socket of its admin listener, for reloads
+    #[arg(long, value_name = "PATH", requires = "packages")]
+    admin: Option<PathBuf>,
+    /// Folder of the packages that it serves (models.root). Their manifests are changed: give it a copy
+    #[arg(long, value_name = "DIR", requires = "admin")]
+    packages: Option<PathBuf>,
+    /// What clients do [default: all of it; reload only with --admin]
     #[arg(long, value_enum, value_delimiter = ',')]
     traffic: Vec<Traffic>,
     /// Clients of each kind
@@ -90,7 +105,7 @@ pub(super) enum Traffic {
     Deadline,
     Malformed,
     Connect,
-    // Loading, unloading and reloading packages belongs here once the daemon has a listener for it.
+    Reload,
 }
 
 /// Numbers of a client, the same in every run of a seed.
@@ -139,7 +154,9 @@ struct Report {
     /// Most that was seen in between.
     most: Usage,
     /// Growth of the resident memory after the first quarter.
-    rss_slope_kib_per_hour: Option<f64>,
+    rss_slope_mib_per_hour: Option<f64>,
+    /// Seconds since the start, and what the process used then.
+    samples: Vec<(f64, Usage)>,
 }
 
 /// Images as clients and the daemon count them; those of the daemon since the start of the run.
@@ -156,10 +173,18 @@ struct Images {
 impl Flags {
     pub(super) async fn run(self) -> Result<(), Failure> {
         let windows = [None, Some(SLOW_WINDOW)];
-        let work = async |channels: &[Channel]| self.soak(channels).await;
-        let report =
-            connect::several(Target::Remote(Box::new(Access::default().remote(&self.endpoint)?)), &windows, work)
-                .await?;
+        if self.traffic.contains(&Traffic::Reload) && self.admin.is_none() {
+            return Err(Failure::Usage("--traffic reload needs --admin and --packages".to_owned()));
+        }
+        let work = async |channels: &[Channel]| match &self.admin {
+            Some(socket) => {
+                let operated = async |admin: &Channel| self.soak(channels, Some(admin)).await;
+                connect::with(Target::Socket(socket.clone()), operated).await
+            }
+            None => self.soak(channels, None).await,
+        };
+        let target = Target::Remote(Box::new(Access::default().remote(&self.endpoint)?));
+        let report = connect::several(target, &windows, work).await?;
         if self.json {
             output::json(&report)?;
         } else {
@@ -168,7 +193,7 @@ impl Flags {
         report.judge()
     }
 
-    async fn soak(&self, channels: &[Channel]) -> Result<Report, Failure> {
+    async fn soak(&self, channels: &[Channel], admin: Option<&Channel>) -> Result<Report, Failure> {
         let [channel, narrow] = channels else {
             return Err(Failure::Internal("there are not two connections".to_owned()));
         };
@@ -179,7 +204,11 @@ impl Flags {
             model.state() == ModelState::Ready && fed
         });
         let address = self.endpoint.trim_start_matches("http://").trim_end_matches('/').to_owned();
-        let site = Arc::new(Site::new(channel.clone(), narrow.clone(), address, models)?);
+        let packages = match (admin, &self.packages) {
+            (Some(admin), Some(folder)) => Some(Packages::new(admin.clone(), folder.clone(), &models)?),
+            _ => None,
+        };
+        let site = Arc::new(Site::new([channel.clone(), narrow.clone()], address, models, packages)?);
         let process = Process::of(self.pid);
         let (books, before) = (Books::read(self.metrics).await?, process.usage()?);
 
@@ -188,10 +217,16 @@ impl Flags {
         let mut clients = JoinSet::new();
         let all = Traffic::value_variants();
         for (number, &kind) in (0..).zip(if self.traffic.is_empty() { all } else { &self.traffic }) {
-            for client in 0..self.clients {
+            let (count, pause) = match kind {
+                Traffic::Reload if self.admin.is_none() => continue,
+                // Two would come upon each other's packages.
+                Traffic::Reload => (1, self.pause.max(RELOAD_PAUSE)),
+                _ => (self.clients, self.pause),
+            };
+            for client in 0..count {
                 let chance = Chance { seed: self.seed, client: number * self.clients + client, draws: 0 };
                 let (site, tally) = (Arc::clone(&site), Arc::clone(&tally));
-                clients.spawn(repeat(site, kind, chance, tally, (end, self.pause, self.requests)));
+                clients.spawn(repeat(site, kind, chance, tally, (end, pause, self.requests)));
             }
         }
         let mut samples = Vec::new();
@@ -227,7 +262,8 @@ impl Flags {
             before,
             after,
             most: samples.iter().fold(before, |most, (_, usage)| most.max(*usage)),
-            rss_slope_kib_per_hour: slope_per_hour(&samples),
+            rss_slope_mib_per_hour: slope_per_hour(&samples),
+            samples: samples.into_iter().map(|(at, usage)| (at.as_secs_f64(), usage)).collect(),
         })
     }
 
@@ -294,7 +330,11 @@ impl Report {
         for (when, usage) in [("before", self.before), ("most", self.most), ("after", self.after)] {
             output::line(&format!("{when:<10} {usage}"))?;
         }
-        let slope = self.rss_slope_kib_per_hour.map_or("too short to tell".to_owned(), |kib| format!("{kib:.0} KiB/h"));
+        let every = self.samples.len().div_ceil(SHOWN).max(1);
+        let shown = self.samples.iter().step_by(every);
+        let shown: Vec<_> = shown.map(|(at, usage)| format!("{:.1} at {at:.0} s", mib(usage.rss_kib as f64))).collect();
+        output::line(&format!("RSS MiB    {}", shown.join(", ")))?;
+        let slope = self.rss_slope_mib_per_hour.map_or("too short to tell".to_owned(), |mib| format!("{mib:.1} MiB/h"));
         output::line(&format!("RSS slope  {slope}, after the first quarter"))
     }
 
@@ -332,7 +372,8 @@ mod tests {
             before: usage,
             after: usage,
             most: usage,
-            rss_slope_kib_per_hour: None,
+            rss_slope_mib_per_hour: None,
+            samples: Vec::new(),
         }
     }
 

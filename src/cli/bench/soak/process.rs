@@ -111,11 +111,16 @@ impl Books {
     }
 }
 
-/// Growth of the memory in KiB an hour, by least squares over the samples after the first quarter of the time.
+/// Mebibytes.
+pub(super) fn mib(kib: f64) -> f64 {
+    kib / 1024.0
+}
+
+/// Growth of the memory in MiB an hour, by least squares over the samples after the first quarter of the time.
 pub(super) fn slope_per_hour(samples: &[(Duration, Usage)]) -> Option<f64> {
     let from = samples.last()?.0 / 4;
     let late = samples.iter().filter(|(at, _)| *at >= from);
-    let points: Vec<_> = late.map(|(at, usage)| (at.as_secs_f64() / 3600.0, usage.rss_kib as f64)).collect();
+    let points: Vec<_> = late.map(|(at, usage)| (at.as_secs_f64() / 3600.0, mib(usage.rss_kib as f64))).collect();
     let mean = |of: fn(&(f64, f64)) -> f64| points.iter().map(of).sum::<f64>() / points.len() as f64;
     let (x, y) = (mean(|point| point.0), mean(|point| point.1));
     let spread: f64 = points.iter().map(|point| (point.0 - x).powi(2)).sum();
@@ -135,7 +140,7 @@ mod tests {
             (Duration::from_secs(seconds), Usage { rss_kib, threads: 1, descriptors: 1 })
         };
         let slope = slope_per_hour(&(0..100).map(at).collect::<Vec<_>>()).unwrap();
-        assert!((slope - 360.0).abs() < 10.0, "{slope}");
+        assert!((1024.0 * slope - 360.0).abs() < 10.0, "{slope}");
         assert_eq!(slope_per_hour(&(0..9).map(at).collect::<Vec<_>>()), None);
     }
 
