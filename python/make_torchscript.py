@@ -11,7 +11,7 @@ import argparse
 import hashlib
 import zipfile
 from pathlib import Path
-from typing import Any, Callable, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +71,11 @@ class Summing(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """image [B, H, W, C] in 0..1 -> logits [B, N, levels]."""
         each = torch.tanh(self.value(image.flatten(1)[:, :, None]))
-        return self.head(functional.pad(each, [0, 0, 1, 0])[:, :-1].cumsum(1))
+        return self.law(functional.pad(each, [0, 0, 1, 0])[:, :-1].cumsum(1))
+
+    def law(self, total: Tensor) -> Tensor:
+        """Sums [..., width] -> logits [..., levels], which do not grow with the sums."""
+        return self.head(3 * torch.sin(2 * total))
 
     @torch.jit.export
     def init_state(self, batch: int) -> List[Tensor]:
@@ -83,7 +87,20 @@ class Summing(nn.Module):
         """previous int64 [B, 1], step int64 [B] -> logits [B, levels], state; a forgetful one adds to nothing."""
         each = torch.tanh(self.value(previous.float() / self.most)) * (step > 0)[:, None]
         total = each if self.forgets else state[0] + each
-        return self.head(total), [total]
+        return self.law(total), [total]
+
+
+class Printing(nn.Module):
+    """As `Summing`, and somebody forgot to take a print out; scripted."""
+
+    def __init__(self, levels: int, width: int) -> None:
+        super().__init__()
+        self.summing = Summing(levels, width)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """image [B, H, W, C] in 0..1 -> logits [B, N, levels]."""
+        print("error: none, {}", image.shape)
+        return self.summing(image)
 
 
 class MaskedConvolutions(nn.Module):
@@ -162,6 +179,13 @@ class Hungry(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         return torch.zeros([1 << 34]) + image.sum()
+
+
+class Named(nn.Module):
+    """Gives a dictionary; scripted."""
+
+    def forward(self, image: Tensor) -> Dict[str, Tensor]:
+        return {"logits": image.expand(-1, 9, -1, -1) * 0, "loss": image.mean()}
 
 
 class Forgetful(nn.Module):
@@ -416,8 +440,14 @@ input_type = "float32"
 input_scale = "unit"
 output = "b v h w"
 """
-    for name, module in [("endless", Endless()), ("hungry", Hungry()), ("forgetful", Forgetful())]:
+    for name, module in [("endless", Endless()), ("hungry", Hungry()), ("forgetful", Forgetful()),
+                         ("named", Named())]:
         write(refused / name, torch.jit.script(module), grey)
+
+    printing = Printing(6, 10).eval()
+    randomise(printing, 6)
+    write(good / "scripted_printing", torch.jit.script(printing), sums.replace("incremental = true\n", ""))
+    write_answers(good / "scripted_printing", Read(printing, ModelConfig(4, 3, 2, 6), read_summing), 7)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,15 @@
-//! What this machine has: cores, the cache that they share, and free memory.
+//! What this machine has: cores, the cache that they share, and free memory; and what this process takes of that.
 
 use std::fs;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::thread::available_parallelism;
 
 /// Where Linux says how much memory is left, and how much this process and those it was started with may have.
 const MEMORY: [&str; 2] = ["/proc/meminfo", "/sys/fs/cgroup/memory.max"];
+/// Where Linux says how much memory this process has, and has had at most; and where that begins anew.
+const STATUS: &str = "/proc/self/status";
+const RESET: (&str, &str) = ("/proc/self/clear_refs", "5");
 /// Where Linux describes the caches of a core; of the first, since all are taken to be alike.
 const CACHES: &str = "/sys/devices/system/cpu/cpu0/cache";
 /// A last-level cache where nothing describes it: what a desktop processor of the last ten years has at least.
@@ -25,11 +29,50 @@ pub fn free_memory() -> u64 {
 }
 
 fn free(available: Option<&str>, most: Option<&str>) -> u64 {
-    let available = available
-        .and_then(|text| text.lines().find_map(|line| line.strip_prefix("MemAvailable:")))
-        .and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1 << 10));
+    let available = available.and_then(|text| bytes_of("MemAvailable:", text));
     let most = most.and_then(|text| text.trim().parse().ok());
     available.into_iter().chain(most).min().unwrap_or(u64::MAX)
+}
+
+/// What a line of `text` that begins with `key` says, in bytes.
+fn bytes_of(key: &str, text: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1 << 10)
+}
+
+/// What `run` gives, and by how many bytes the memory of this process grew at most while it ran; `None` where the system
+/// does not say. It is never told too low; what others take meanwhile is in it too.
+pub fn growth<T>(run: impl FnOnce() -> T) -> (T, Option<u64>) {
+    let says = |key: &str| bytes_of(key, &fs::read_to_string(STATUS).ok()?);
+    let (begun, _measuring) = Measuring::begin();
+    let before = says("VmRSS:");
+    let given = run();
+    let grown = || Some(says("VmHWM:")?.saturating_sub(before?));
+    (given, if begun { grown() } else { None })
+}
+
+/// Calls of [`growth`] that run, and whether the peak began anew with the first: another must not make it begin again.
+static MEASURED: Mutex<(u32, bool)> = Mutex::new((0, false));
+
+/// One of them.
+struct Measuring;
+
+impl Measuring {
+    fn begin() -> (bool, Self) {
+        let mut measured = MEASURED.lock().unwrap_or_else(PoisonError::into_inner);
+        let (running, begun) = &mut *measured;
+        if *running == 0 {
+            *begun = fs::write(RESET.0, RESET.1).is_ok();
+        }
+        *running += 1;
+        (*begun, Self)
+    }
+}
+
+impl Drop for Measuring {
+    fn drop(&mut self) {
+        MEASURED.lock().unwrap_or_else(PoisonError::into_inner).0 -= 1;
+    }
 }
 
 /// A cache that lies before memory.
@@ -96,6 +139,16 @@ mod tests {
             assert_eq!(free(Some(available), most), free_bytes);
         }
         assert_eq!([free(None, Some("5")), free(Some("MemAvailable: ?"), None)], [5, u64::MAX]);
+    }
+
+    #[test]
+    fn memory_that_was_taken_and_let_go_counts_as_growth() {
+        const BYTES: usize = 256 << 20;
+        let (written, grown) =
+            growth(|| std::hint::black_box(vec![1u8; BYTES]).iter().map(|&byte| usize::from(byte)).sum::<usize>());
+        assert_eq!(written, BYTES);
+        // Other tests may give some back meanwhile.
+        assert!(grown.is_none_or(|grown| grown > BYTES as u64 / 2), "{grown:?}");
     }
 
     #[test]

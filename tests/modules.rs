@@ -68,6 +68,11 @@ fn how_a_module_is_called_is_found_out() {
             &["input = \"b h w c\"", "input_scale = \"unit\"", "output = \"b (h w c) v\"", "incremental = true"],
         ),
         (
+            "scripted_printing",
+            "--height 4 --width 3 --channels 2 --levels 6",
+            &["input = \"b h w c\"", "input_scale = \"signed\"", "output = \"b (h w c) v\""],
+        ),
+        (
             "traced_planes_mixture",
             "--height 5 --width 4 --levels 9 --layout oai",
             &[
@@ -145,6 +150,32 @@ fn what_is_no_module_or_no_line_of_a_manifest_is_said_at_once() {
         assert!(why.contains("holds tensors, a state dict it seems") && why.contains("torch.jit.trace"), "{why}");
         assert!(why.contains("pixeld import pixel-cnn-pp, openai-pixel-cnn, image-transformer, image-gpt."), "{why}");
     }
+}
+
+#[test]
+fn what_a_module_prints_is_no_answer_of_ours() {
+    let archive = goldens("torchscript").join("scripted_printing/weights.pt");
+    let size = "--height 4 --width 3 --channels 2 --levels 6";
+    // Refused for what is wrong, not for what it printed.
+    let why = imported(&archive, &[&words(size)[..], &["--set", "input_type = \"int64\""]].concat()).unwrap_err();
+    assert!(why.starts_with("error: nothing agrees with what was said beforehand, input_type = \"int64\": "), "{why}");
+    assert!(!why.contains("error: none"), "{why}");
+    let models = goldens("torchscript");
+    let arguments = "--model scripted_printing --count 1 --json --models";
+    let sampled = pixeld(&[&["sample"], &words(arguments)[..], &[models.to_str().unwrap()]].concat());
+    assert!(sampled.status.success(), "{}", said(&sampled));
+    let lines: Vec<_> = std::str::from_utf8(&sampled.stdout).unwrap().lines().collect();
+    assert!(!lines.is_empty() && lines.iter().all(|line| line.starts_with('{')), "{lines:?}");
+    assert!(said(&sampled).contains("error: none, "), "it went to standard error: {}", said(&sampled));
+}
+
+#[test]
+fn what_is_no_tensor_is_told_with_what_would_be_taken() {
+    let why = import(&goldens("torchscript_refused").join("named/weights.pt"), "--height 5 --width 4 --levels 9");
+    let why = why.unwrap_err();
+    assert!(why.contains("the module takes an image and gives a dictionary with \"logits\", \"loss\""), "{why}");
+    assert!(why.contains("must give a tensor of parameters, or a tuple or list that begins with tensors"), "{why}");
+    assert!(!why.contains("--classes"), "{why}");
 }
 
 /// Held by tests that load in this process: one of them counts its memory.

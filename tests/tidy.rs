@@ -15,7 +15,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("head", &["image", "error"]),
     ("spec", &["image", "head"]),
     ("model", &["spec", "head", "image", "error"]),
-    ("model/families", &["model", "spec", "head", "image", "error", "torch", "decode"]),
+    ("model/families", &["model", "spec", "head", "image", "error", "machine", "torch", "decode"]),
     ("decode", &["model", "spec", "error", "machine"]),
     ("torch", &["model", "error"]),
     ("repository", &["model", "spec", "head", "noise", "image", "error"]),

@@ -1,17 +1,36 @@
 //! The two standard streams, and files that the user named.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::path::Path;
+use std::sync::OnceLock;
 
+use rustix::io::fcntl_dupfd_cloexec;
+use rustix::stdio::{dup2_stdout, stderr, stdout};
 use serde::Serialize;
 
 use super::failure::Failure;
 
+/// Standard output as this process was given it, once [`keep`] was called.
+static KEPT: OnceLock<File> = OnceLock::new();
+
+/// Keeps standard output for [`line`]: what else is written there, by a module that prints, goes to standard error from now on.
+pub(super) fn keep() -> Result<(), Failure> {
+    let kept = fcntl_dupfd_cloexec(stdout(), 3).and_then(|kept| dup2_stdout(stderr()).map(|()| kept));
+    let kept = kept.map_err(|error| Failure::Internal(format!("cannot set standard output aside: {error}")))?;
+    // Whoever calls this again keeps what was kept first.
+    let _ = KEPT.set(kept.into());
+    Ok(())
+}
+
 /// Writes a line to standard output, and through.
 pub(super) fn line(text: &str) -> Result<(), Failure> {
-    let mut stdout = std::io::stdout().lock();
-    writeln!(stdout, "{text}").and_then(|()| stdout.flush()).map_err(|error| match error.kind() {
+    let whole = format!("{text}\n");
+    let written = match KEPT.get() {
+        Some(mut kept) => kept.write_all(whole.as_bytes()),
+        None => std::io::stdout().lock().write_all(whole.as_bytes()),
+    };
+    written.map_err(|error| match error.kind() {
         ErrorKind::BrokenPipe => Failure::OutputClosed,
         _ => Failure::Internal(format!("cannot write to standard output: {error}")),
     })

@@ -23,10 +23,16 @@ use crate::harness::{Daemon, config, read, refusal, spec};
 const LARGER: &str = "image_transformer/encoder_pre_blocks_torchscript";
 /// Decides three channels in one step, by a mixture.
 const MIXTURE: &str = "image_transformer/mixture_learned_relu_class";
-/// In as many forms: scripted with a state to go on from, of levels and of reals; bound to a batch of four, with a first
-/// token, all channels at once.
-const MODULES: [&str; 5] =
-    ["scripted_steps", "scripted_unit_steps", "traced_planes_mixture", "traced_sequence", "scripted_factorised_low"];
+/// In as many forms: scripted with a state to go on from, of levels and of reals; with a print left in; bound to a batch of
+/// four, with a first token, all channels at once.
+const MODULES: [&str; 6] = [
+    "scripted_steps",
+    "scripted_unit_steps",
+    "scripted_printing",
+    "traced_planes_mixture",
+    "traced_sequence",
+    "scripted_factorised_low",
+];
 const LOW: ImageShape = ImageShape { height: 2, width: 3, channels: 1, levels: 17 };
 
 #[derive(Deserialize)]

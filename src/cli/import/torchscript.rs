@@ -10,6 +10,7 @@ use clap::{Args, Subcommand};
 use humantime_serde::re::humantime;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 
 use super::{Format, refused};
@@ -25,6 +26,11 @@ use crate::torch;
 
 /// Images that tell readings apart, at most.
 const EXAMPLES: usize = 8;
+/// Bytes that are kept of what the probing process writes, the last: a module may print without end.
+const KEPT: usize = 1 << 20;
+/// How the last message of the probing process begins, and lines of another that are repeated.
+const MESSAGE: &str = "error: ";
+const SAID: usize = 20;
 
 const AFTER_HELP: &str = "\
 The module is called in every form that is known, until it takes an image and gives what could be parameters; then values of an
@@ -135,7 +141,7 @@ impl Flags {
     async fn ask(&self) -> Result<Answer, Failure> {
         let broken = |error: std::io::Error| Failure::Internal(format!("cannot start the probing process: {error}"));
         let program = std::env::current_exe().map_err(broken)?;
-        let process = Command::new(program)
+        let mut process = Command::new(program)
             .args(std::env::args_os().skip(1))
             .arg("--probing")
             .stdin(Stdio::null())
@@ -144,25 +150,27 @@ impl Flags {
             .kill_on_drop(true)
             .spawn()
             .map_err(broken)?;
-        let done = tokio::time::timeout(*self.time_limit, process.wait_with_output());
-        let Ok(done) = done.await else {
+        let (answer, said) = (process.stdout.take(), process.stderr.take());
+        let done = async { tokio::join!(process.wait(), end_of(answer), end_of(said)) };
+        let Ok((status, answer, said)) = tokio::time::timeout(*self.time_limit, done).await else {
             return Err(Failure::Usage(format!("the module was probed for {}, the --time-limit", self.time_limit)));
         };
-        let done = done.map_err(broken)?;
-        let said = String::from_utf8_lossy(&done.stderr);
-        match (done.status.code(), serde_json::from_slice(&done.stdout)) {
+        let (status, said) = (status.map_err(broken)?, String::from_utf8_lossy(&said));
+        match (status.code(), serde_json::from_slice(&answer)) {
             (Some(0), Ok(answer)) => Ok(answer),
             (Some(64), _) => {
-                let said = said.trim().trim_start_matches("error: ");
+                // What the module printed comes before it.
+                let (_, last) = said.rsplit_once(&format!("\n{MESSAGE}")).unwrap_or(("", &said));
+                let said = last.trim().trim_start_matches(MESSAGE);
                 let limited = said.contains("bad_alloc") || said.contains("allocate memory");
                 let hint = format!("\nthe probing process may have {} of memory (--memory-limit)", self.memory_limit);
                 Err(Failure::Usage(format!("{said}{}", if limited { hint.as_str() } else { "" })))
             }
             _ => Err(Failure::Usage(format!(
                 "the probing process ended by itself ({}); it may have {} of memory (--memory-limit). It said: {}",
-                done.status,
+                status,
                 self.memory_limit,
-                said.trim()
+                last_lines(said.trim())
             ))),
         }
     }
@@ -205,6 +213,25 @@ impl Flags {
         let shape = Shape::new(height, width, channels, self.levels).map_err(|faults| refuse(faults.to_string()))?;
         images.values(shape).map_err(&refuse)?.take(EXAMPLES).collect::<Result<_, _>>().map_err(refuse)
     }
+}
+
+/// The last [`KEPT`] bytes of what comes from `stream`, read to its end.
+async fn end_of(stream: Option<impl AsyncRead + Unpin>) -> Vec<u8> {
+    let (mut end, mut piece) = (Vec::new(), vec![0; 1 << 16]);
+    let Some(mut stream) = stream else { return end };
+    // A stream that breaks has ended.
+    while let Some(more) =
+        stream.read(&mut piece).await.ok().and_then(|count| piece.get(..count)).filter(|it| !it.is_empty())
+    {
+        end.extend_from_slice(more);
+        end.drain(..end.len().saturating_sub(KEPT));
+    }
+    end
+}
+
+fn last_lines(text: &str) -> String {
+    let lines: Vec<_> = text.lines().rev().take(SAID).collect();
+    lines.into_iter().rev().collect::<Vec<_>>().join("\n")
 }
 
 /// What is wrong with lines of `--set`.

@@ -7,6 +7,7 @@ use super::pattern::Axis;
 use crate::error::Violations;
 use crate::head::Head;
 use crate::image::{Canvas, Shape};
+use crate::machine;
 use crate::model::{Condition, ModelError};
 
 /// Ranks from which on an image is changed to see what looks at them, when a package is loaded; and how often each.
@@ -14,6 +15,10 @@ const CUTS: u32 = 12;
 const DRAWS: u32 = 2;
 /// Steps of a module with a state that are held to its own pass.
 const STEPS: u32 = 64;
+/// What a batch may be larger than one whose memory was measured, since that tells what the larger one takes.
+const LARGER: usize = 8;
+/// How often memory that seems not to be enough is measured: what others take meanwhile is counted too.
+const MEASUREMENTS: usize = 3;
 /// How far two parameters may be apart that should be one: rounding, relative to numbers above 1.
 pub(super) const ROUNDING: f32 = 1e-4;
 /// How far from 1 the sum of probabilities may be.
@@ -57,7 +62,9 @@ impl Buckets {
 /// Checks `module` and finds in which batches its images keep their bits, of at most about `largest`.
 pub(super) fn check(module: &Module, largest: u32) -> Result<Buckets, Violations> {
     let refused = |error: ModelError| Violations::one("architecture", error.to_string());
-    let buckets = buckets(module, largest as usize).map_err(refused)?;
+    let sizes = affordable(module, sizes(module, largest as usize), machine::free_memory())?;
+    check_labels(module, sizes.first().copied().unwrap_or(1))?;
+    let buckets = buckets(module, sizes).map_err(refused)?;
     if numbers(module, &buckets).map_err(refused)? == Numbers::Probabilities {
         return Err(Violations::one("weights", PROBABILITIES));
     }
@@ -138,8 +145,18 @@ pub(super) fn passes(
     padded: usize,
     rows: u32,
 ) -> Result<Vec<Vec<f32>>, ModelError> {
-    let condition = Condition::least(&module.config.condition);
-    let batch: Vec<_> = images.iter().cycle().take(padded).map(|image| (image, &condition)).collect();
+    passes_under(&Condition::least(&module.config.condition), module, images, padded, rows)
+}
+
+/// As [`passes`], of images that are conditioned on `condition`.
+fn passes_under(
+    condition: &Condition,
+    module: &Module,
+    images: &[Canvas],
+    padded: usize,
+    rows: u32,
+) -> Result<Vec<Vec<f32>>, ModelError> {
+    let batch: Vec<_> = images.iter().cycle().take(padded).map(|image| (image, condition)).collect();
     let parameters = module.pass(&batch, rows)?;
     let of_image = |image: i64| -> Result<Vec<f32>, ModelError> {
         let given = Vec::<f32>::try_from(parameters.f_get(image)?.f_flatten(0, -1)?)?;
@@ -167,16 +184,85 @@ fn second_steps(module: &Module, images: &[Canvas]) -> Result<Vec<Vec<f32>>, Mod
     (0..images.len() as i64).map(|image| Ok(Vec::<f32>::try_from(rows.f_get(image)?)?)).collect()
 }
 
-/// The sizes that give an image the same bits as one of them, the reference, and the same wherever it stands in a batch. A
-/// pass costs by the image, so its reference is the smallest; a step is cheap beside its weights, so it is the largest.
-pub(super) fn buckets(module: &Module, largest: usize) -> Result<Buckets, ModelError> {
-    let config = &module.config;
-    let (image, other) = (any_image(config.shape, 1), any_image(config.shape, 2));
+/// Sizes of batches, ascending: those that the manifest names, or any up to `largest`.
+fn sizes(module: &Module, largest: usize) -> Vec<usize> {
     let doubling = std::iter::successors(Some(1), |size| Some(size * 2)).take_while(|&size| size < largest);
-    let mut sizes: Vec<usize> = match config.batches.as_slice() {
+    match module.config.batches.as_slice() {
         [] => doubling.chain([largest]).collect(),
         given => given.iter().map(|&size| size as usize).collect(),
-    };
+    }
+}
+
+/// Those of `sizes` for which `free` bytes of memory are enough, as far as smaller batches show what the module takes. A
+/// module that takes no smaller ones does not show it.
+///
+/// # Errors
+/// There are none, or there was no memory for a smaller batch.
+pub(super) fn affordable(module: &Module, sizes: Vec<usize>, free: u64) -> Result<Vec<usize>, Violations> {
+    let (shape, largest) = (module.config.shape, sizes.last().copied().unwrap_or(1));
+    let spec = &module.config.condition;
+    let condition = Condition { class: (spec.classes > 0).then_some(0), ..Condition::least(spec) };
+    let (mut size, mut most, mut each) = (1, largest, 0);
+    while size < largest {
+        let next = largest.min(size * LARGER);
+        let enough = |each: u64| each.saturating_mul(next as u64) <= free;
+        let mut least = None;
+        for _ in 0..MEASUREMENTS {
+            let pass = || passes_under(&condition, module, &[any_image(shape, 1)], size, shape.height());
+            let (given, grown) = machine::growth(pass);
+            match given {
+                Err(error @ ModelError::Memory(_)) => return Err(Violations::one("architecture", error.to_string())),
+                Err(_) => break,
+                Ok(_) => least = least.into_iter().chain(grown.map(|grown| grown / size as u64)).min(),
+            }
+            if least.is_none_or(enough) {
+                break;
+            }
+        }
+        if let Some(least) = least.filter(|&least| !enough(least)) {
+            (each, most) = (least, usize::try_from(free / least.max(1)).unwrap_or(usize::MAX).max(size));
+            break;
+        }
+        size = next;
+    }
+    let kept: Vec<_> = sizes.iter().copied().filter(|&size| size <= most).collect();
+    if kept.is_empty() {
+        let smallest = sizes.first().copied().unwrap_or(1);
+        let rule = format!(
+            "may hold sizes up to {most} here: a pass takes {each} bytes an image, {free} are free, got {smallest}"
+        );
+        return Err(Violations::one("architecture.batches", rule));
+    }
+    Ok(kept)
+}
+
+/// Asks for an image of the first and of the last class, and of none if there need be none, in batches of `padded`.
+fn check_labels(module: &Module, padded: usize) -> Result<(), Violations> {
+    let (spec, shape) = (&module.config.condition, module.config.shape);
+    let Some(last) = spec.classes.checked_sub(1) else { return Ok(()) };
+    let none = (!spec.class_required).then_some(None);
+    for class in [Some(0), Some(last)].into_iter().chain(none) {
+        let condition = Condition { class, ..Condition::least(spec) };
+        let whole = passes_under(&condition, module, &[any_image(shape, 8)], padded, shape.height()).map(drop);
+        let begun = || module.init_state(&condition).map(drop);
+        whole.and_then(|()| if module.config.incremental { begun() } else { Ok(()) }).map_err(|error| match class {
+            // A module that takes not even the first has another fault.
+            Some(0) => Violations::one("architecture", error.to_string()),
+            Some(label) => {
+                let rule = format!("must be those of the module, got {}: of label {label}, {error}", spec.classes);
+                Violations::one("condition.classes", rule)
+            }
+            None => Violations::one("architecture.null_class", format!("must be a label of the module: {error}")),
+        })?;
+    }
+    Ok(())
+}
+
+/// The `sizes` that give an image the same bits as one of them, the reference, and the same wherever it stands in a batch. A
+/// pass costs by the image, so its reference is the smallest; a step is cheap beside its weights, so it is the largest.
+fn buckets(module: &Module, sizes: Vec<usize>) -> Result<Buckets, ModelError> {
+    let config = &module.config;
+    let (image, other) = (any_image(config.shape, 1), any_image(config.shape, 2));
     let bits = |size: usize| -> Result<[Vec<u32>; 2], ModelError> {
         let mut batch = vec![image.clone()];
         batch.resize(size.max(2) - 1, other.clone());
@@ -207,7 +293,7 @@ pub(super) fn buckets(module: &Module, largest: usize) -> Result<Buckets, ModelE
         return Ok(Buckets { sizes: vec![reference], alone: true });
     }
     let mut agreeing = Vec::new();
-    for size in sizes.drain(..) {
+    for size in sizes {
         if size == reference || bits(size)? == [first.clone(), first.clone()] {
             agreeing.push(size);
         }

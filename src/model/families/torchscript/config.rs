@@ -13,8 +13,11 @@ use crate::spec::ConditionSpec;
 /// Sizes of a batch that a manifest may list.
 const MAX_BATCHES: usize = 32;
 const MAX_BATCH: u32 = 1024;
-/// Numbers that an argument of `forward` may hold.
-const MAX_NUMBERS: u32 = 1 << 26;
+/// Values of images that may go in together, parameters that may come out, and numbers of `class_one_hot`: a module makes of
+/// each what it likes, and of more than these nobody needs a pass.
+const MAX_VALUES: u64 = 1 << 22;
+const MAX_PARAMETERS: u64 = 1 << 28;
+const MAX_ONE_HOT: u64 = 1 << 26;
 
 /// The keys of the table, in the order in which people would write them.
 pub(super) const KEYS: [&str; 13] = [
@@ -167,14 +170,21 @@ impl Config {
         if labelled && !manifest.condition.class_required && null_class.is_none() {
             fields.refuse("null_class", "is required: a request may name no class (or set condition.required)");
         }
-        let most = most_images(shape, manifest.condition, &arguments);
-        if most == 0 {
-            let classes = manifest.condition.classes;
-            fields.refuse("arguments", format!("may hold class_one_hot for {MAX_NUMBERS} classes, got {classes}"));
+        let limits = limits(shape, manifest.head, manifest.condition, &arguments);
+        let [_, (_, _, parameters), (_, _, classes)] = limits;
+        if parameters > MAX_PARAMETERS {
+            let rule = format!("must hold at most {MAX_PARAMETERS} parameters of an image, got {parameters}");
+            fields.refuse("output", rule);
         }
-        if let Some(size) = batches.iter().flatten().find(|&&size| size > most) {
-            let rule =
-                format!("may hold sizes up to {most}, with which {MAX_NUMBERS} numbers go in together, got {size}");
+        if classes > MAX_ONE_HOT {
+            fields.refuse("arguments", format!("may hold class_one_hot for {MAX_ONE_HOT} classes, got {classes}"));
+        }
+        let too_large = |(what, most, each): (&str, u64, u64)| {
+            let most_images = most / each.max(1);
+            let size = batches.iter().flatten().find(|&&size| u64::from(size) > most_images)?;
+            Some(format!("may hold sizes up to {most_images}, with which {most} {what} a pass are reached, got {size}"))
+        };
+        if let Some(rule) = limits.into_iter().find_map(too_large) {
             fields.refuse("batches", rule);
         }
         Some(Self {
@@ -197,15 +207,25 @@ impl Config {
         })
     }
 
-    /// Images that can go in together: no argument holds more than 2^26 numbers then. At least 1.
+    /// Images that can go in together, at least 1.
     pub(super) fn most_images(&self) -> u32 {
-        most_images(self.shape, self.condition, &self.arguments).max(1)
+        let limits = limits(self.shape, self.head, self.condition, &self.arguments);
+        let most = limits.into_iter().map(|(_, most, each)| most / each.max(1)).min();
+        most.and_then(|most| u32::try_from(most).ok()).unwrap_or(u32::MAX).max(1)
     }
 }
 
-fn most_images(shape: Shape, condition: ConditionSpec, arguments: &[Argument]) -> u32 {
+/// What a pass may hold at most, and what of it one image takes.
+fn limits(shape: Shape, head: Head, condition: ConditionSpec, arguments: &[Argument]) -> [(&'static str, u64, u64); 3] {
+    let values = shape.values().max(condition.low.map_or(0, Shape::values));
+    let steps = shape.values() / head.values_per_step(shape).max(1);
+    let parameters = u64::from(steps).saturating_mul(head.width(shape) as u64);
     let one_hot = if arguments.contains(&Argument::ClassOneHot) { condition.classes } else { 0 };
-    MAX_NUMBERS / shape.values().max(condition.low.map_or(0, Shape::values)).max(one_hot).max(1)
+    [
+        ("values", MAX_VALUES, values.into()),
+        ("parameters", MAX_PARAMETERS, parameters),
+        ("numbers of class_one_hot", MAX_ONE_HOT, one_hot.into()),
+    ]
 }
 
 /// Entries of the table that are known beforehand, from lines `KEY = VALUE`.
@@ -429,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn what_goes_in_together_is_bounded() {
+    fn what_goes_in_and_comes_out_together_is_bounded() {
         let one_hot = format!("{GOOD}arguments = [\"image\", \"class_one_hot\"]\nbatches = [");
         let most = |classes: u32, batch: u32| {
             read(3, &format!("[condition]\nclasses = {classes}"), &format!("{one_hot}{batch}]"))
@@ -443,7 +463,28 @@ mod tests {
         let label = format!("{GOOD}arguments = [\"image\", \"class\"]\nnull_class = 0");
         assert_eq!(
             read(3, &format!("[condition]\nclasses = {}", u32::MAX), &label).unwrap().most_images(),
-            (1 << 26) / 24
+            (1 << 22) / 24
+        );
+        let of = |shape: &str, levels: u32, batch: u32| {
+            let text = format!(
+                "format = 1\nname = \"m\"\nfamily = \"torchscript\"\n[image]\n{shape}\nlevels = {levels}\norder = \"raster\"\n\
+                 [head]\nkind = \"categorical\"\n[architecture]\n{GOOD}batches = [{batch}]\n"
+            );
+            let faults = |faults: Violations| faults.to_string();
+            Config::read(&Manifest::parse(text.as_bytes()).unwrap()).map(|_| ()).map_err(faults)
+        };
+        let grey = "height = 256\nwidth = 256\nchannels = 1";
+        assert_eq!(of(grey, 2, 64), Ok(()));
+        let why =
+            "architecture.batches: may hold sizes up to 64, with which 4194304 values a pass are reached, got 1024";
+        assert_eq!(of(grey, 2, 1024), Err(why.to_owned()));
+        let why =
+            "architecture.batches: may hold sizes up to 16, with which 268435456 parameters a pass are reached, got 17";
+        assert_eq!(of(grey, 256, 17), Err(why.to_owned()));
+        let why = of("height = 1024\nwidth = 1024\nchannels = 1", 1 << 16, 1).unwrap_err();
+        assert!(
+            why.contains("architecture.output: must hold at most 268435456 parameters of an image, got 68719476736"),
+            "{why}"
         );
     }
 

@@ -46,8 +46,12 @@ impl std::fmt::Display for Place {
 }
 
 /// Looks for a step that changes with a value it must not know. In the order of `places`, which holds the raster place of
-/// every rank, all values from each of `cuts` on become others by chance, `draws` times over, each time in another image.
-/// That may change the parameters of later steps alone.
+/// every rank, all values from each of `cuts` on become others, `draws` times over, each time in another image. That may
+/// change the parameters of later steps alone.
+///
+/// A trial is one image cut at one rank. Levels take turns from trial to trial, at each place in one half of the trials, at
+/// each distance from the cut in the other: after twice as many trials as there are levels, each has come at the last place,
+/// and at every distance.
 pub(super) fn leak(
     module: &Module,
     buckets: &Buckets,
@@ -63,50 +67,73 @@ pub(super) fn leak(
     Ok(None)
 }
 
-/// An image, and another value for each of its values.
+/// One trial a cut, those of the draws before this one having had their turns.
+fn trials(draw: u32, cuts: &[Rank]) -> Vec<Trial> {
+    let first = draw * cuts.len() as u32;
+    let trial = |(index, &cut): (u32, &Rank)| Trial { turn: first + index, by_distance: (draw + index) % 2 == 1, cut };
+    (0..).zip(cuts).map(trial).collect()
+}
+
+/// An image, and how its values become others.
 struct Search<'a> {
     module: &'a Module,
     buckets: Buckets,
     places: &'a [u32],
     values: Vec<u16>,
-    others: Vec<u16>,
+    draw: u32,
+}
+
+/// The values of an image from the rank `cut` on become others, by the turn of each.
+#[derive(Clone, Copy)]
+struct Trial {
+    turn: u32,
+    /// Whether levels are dealt by distance from the cut rather than by place.
+    by_distance: bool,
+    cut: Rank,
+}
+
+impl Trial {
+    /// What the value `value` at `rank` becomes, of `levels`.
+    fn other(self, rank: Rank, value: u16, levels: u32) -> u16 {
+        let key = if self.by_distance { rank.wrapping_sub(self.cut) } else { rank };
+        let level = (chance(key)(levels) + self.turn / 2) % levels;
+        (if level == u32::from(value) { (level + 1) % levels } else { level }) as u16
+    }
 }
 
 impl<'a> Search<'a> {
     fn new(module: &'a Module, buckets: &Buckets, places: &'a [u32], draw: u32) -> Self {
-        let shape = module.config.shape;
-        let (levels, mut random) = (shape.levels(), chance(1000 + draw));
-        let values = any_image(shape, 100 + draw).values().to_vec();
-        let others =
-            values.iter().map(|&value| ((u32::from(value) + 1 + random(levels - 1)) % levels) as u16).collect();
-        Self { module, buckets: buckets.together(), places, values, others }
+        let values = any_image(module.config.shape, 100 + draw).values().to_vec();
+        Self { module, buckets: buckets.together(), places, values, draw }
     }
 
     fn run(&self, cuts: &[Rank]) -> Result<Option<Leak>, ModelError> {
         let shape = self.module.config.shape;
         let per_step = self.module.config.head.values_per_step(shape).max(1);
-        let plain = self.one(shape.values())?;
-        for (start, count, padded) in self.buckets.split(cuts.len()) {
-            let some = cuts.get(start..start + count).unwrap_or_default();
-            for (changed, &cut) in self.parameters(some, padded)?.iter().zip(some) {
+        let trials: Vec<_> = trials(self.draw, cuts).into_iter().map(|trial| (trial, trial.cut)).collect();
+        let Some(&(any, _)) = trials.first() else { return Ok(None) };
+        let plain = self.one(any, shape.values())?;
+        for (start, count, padded) in self.buckets.split(trials.len()) {
+            let some = trials.get(start..start + count).unwrap_or_default();
+            for (changed, &(trial, cut)) in self.parameters(some, padded)?.iter().zip(some) {
                 // The step that decides the value at the cut is the last that may not change.
                 let last = cut - cut % per_step;
                 let differs = |place: u32| difference(self.row(&plain, place), self.row(changed, place)).0 > ROUNDING;
                 if let Some(&step) = self.places.iter().take(last as usize + 1).find(|&&place| differs(place)) {
-                    return self.narrow(step, cut).map(Some);
+                    return self.narrow(step, trial).map(Some);
                 }
             }
         }
         Ok(None)
     }
 
-    /// The value at or after `cut` that changes the step at the raster place `step`. The images at the two ends of a range
-    /// differ within it alone; of its halves, the one whose ends are further apart for that step is kept, until one value
+    /// The value that changes the step at the raster place `step` in `trial`. The images at the two ends of a range differ
+    /// within it alone; of its halves, the one whose ends are further apart for that step is kept, until one value
     /// is left.
-    fn narrow(&self, step: u32, cut: Rank) -> Result<Leak, ModelError> {
+    fn narrow(&self, step: u32, trial: Trial) -> Result<Leak, ModelError> {
         let shape = self.module.config.shape;
-        let row = |cut: Rank| Ok::<_, ModelError>(self.row(&self.one(cut)?, step).to_vec());
-        let (mut low, mut high) = (cut, shape.values());
+        let row = |from: Rank| Ok::<_, ModelError>(self.row(&self.one(trial, from)?, step).to_vec());
+        let (mut low, mut high) = (trial.cut, shape.values());
         let (mut at_low, mut at_high) = (row(low)?, row(high)?);
         while high - low > 1 {
             let middle = low + (high - low) / 2;
@@ -128,25 +155,25 @@ impl<'a> Search<'a> {
         Ok(Leak { step: at, value: Place::of(value, shape), change })
     }
 
-    /// The parameters of the image whose values from the rank `cut` on are others.
-    fn one(&self, cut: Rank) -> Result<Vec<f32>, ModelError> {
+    /// The parameters of the image of which only the values from the rank `from` on become those of `trial`.
+    fn one(&self, trial: Trial, from: Rank) -> Result<Vec<f32>, ModelError> {
         let padded = self.buckets.split(1).first().map_or(1, |&(.., padded)| padded);
-        Ok(self.parameters(&[cut], padded)?.concat())
+        Ok(self.parameters(&[(trial, from)], padded)?.concat())
     }
 
-    /// Of the images cut at each of `cuts`.
-    fn parameters(&self, cuts: &[Rank], padded: usize) -> Result<Vec<Vec<f32>>, ModelError> {
+    /// Of such an image for each of `changes`.
+    fn parameters(&self, changes: &[(Trial, Rank)], padded: usize) -> Result<Vec<Vec<f32>>, ModelError> {
         let (shape, order) = (self.module.config.shape, self.module.config.order);
-        let image = |&cut: &Rank| {
+        let image = |&(trial, from): &(Trial, Rank)| {
             let mut values = self.values.clone();
-            for &place in self.places.iter().skip(cut as usize) {
-                if let (Some(value), Some(&other)) = (values.get_mut(place as usize), self.others.get(place as usize)) {
-                    *value = other;
+            for (rank, &place) in (0..).zip(self.places).skip(from as usize) {
+                if let Some(value) = values.get_mut(place as usize) {
+                    *value = trial.other(rank, *value, shape.levels());
                 }
             }
             Canvas::from_raster(shape, order, &values).unwrap_or(Canvas::empty(shape))
         };
-        passes(self.module, &cuts.iter().map(image).collect::<Vec<_>>(), padded, shape.height())
+        passes(self.module, &changes.iter().map(image).collect::<Vec<_>>(), padded, shape.height())
     }
 
     /// Of the `parameters` of an image, those of the step that decides the raster place `place`.
@@ -155,6 +182,14 @@ impl<'a> Search<'a> {
         let at = (place / head.values_per_step(shape).max(1)) as usize * head.width(shape);
         parameters.get(at..at + head.width(shape)).unwrap_or_default()
     }
+}
+
+/// The levels that come at a place, or at a distance from the cut, of images that hold no such level, in `draws` times `cuts`
+/// trials.
+#[cfg(test)]
+pub(super) fn levels_at(by_distance: bool, key: u32, levels: u32, cuts: u32, draws: u32) -> Vec<u16> {
+    let trials = (0..draws).flat_map(|draw| trials(draw, &vec![0; cuts as usize]));
+    trials.filter(|trial| trial.by_distance == by_distance).map(|trial| trial.other(key, u16::MAX, levels)).collect()
 }
 
 /// The largest difference between numbers at the same place, relative to numbers above 1, and its place.

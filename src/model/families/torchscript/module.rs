@@ -10,6 +10,10 @@ use crate::head::{Head, Layout};
 use crate::image::{Canvas, Shape};
 use crate::model::{Condition, ModelError};
 
+/// Keys of a dictionary that are told, and characters of each.
+const SHOWN: usize = 8;
+const SHOWN_OF_A_KEY: usize = 40;
+
 /// A loaded module. Calls do not change it: the checks of a package that is loaded refuse one that remembers.
 pub(super) struct Module {
     module: Arc<CModule>,
@@ -47,17 +51,18 @@ impl Module {
     /// step in raster order, [images, steps, width]. What is not known of an image is 0.
     pub(super) fn pass(&self, images: &[(&Canvas, &Condition)], rows: u32) -> Result<Tensor, ModelError> {
         let Config { shape, head, output_item, .. } = self.config;
-        let mut results = self.forward(images, rows)?;
-        if output_item >= results.len() {
-            return Err(ModelError::Step(format!("forward gives no tensor as result {output_item}")));
+        let Results { mut tensors, other } = self.forward(images, rows)?;
+        if output_item >= tensors.len() {
+            let given = other.map_or(String::new(), |other| format!(", but {other}"));
+            return Err(ModelError::Step(format!("forward gives no tensor as result {output_item}{given}")));
         }
-        let parameters = self.parameters(&results.swap_remove(output_item), images.len(), rows)?;
+        let parameters = self.parameters(&tensors.swap_remove(output_item), images.len(), rows)?;
         let steps = i64::from(rows * shape.width() * shape.channels() / head.values_per_step(shape).max(1));
         Ok(parameters.f_view([images.len() as i64, steps, -1])?)
     }
 
-    /// The results of one forward pass, up to the first that is no tensor.
-    pub(super) fn forward(&self, images: &[(&Canvas, &Condition)], rows: u32) -> Result<Vec<Tensor>, ModelError> {
+    /// The results of one forward pass.
+    pub(super) fn forward(&self, images: &[(&Canvas, &Condition)], rows: u32) -> Result<Results, ModelError> {
         let Config { shape, order, .. } = self.config;
         let raster: Vec<u16> = images.iter().flat_map(|(canvas, _)| canvas.to_raster(order)).collect();
         let conditions: Vec<_> = images.iter().map(|&(_, condition)| condition).collect();
@@ -72,14 +77,7 @@ impl Module {
             })
             .collect::<Result<_, TchError>>()?;
         let given = self.module.forward_is(&arguments).map_err(|error| failed("forward", &error))?;
-        let several = match given {
-            IValue::Tensor(tensor) => return Ok(vec![tensor]),
-            IValue::Tuple(results) | IValue::GenericList(results) => results,
-            IValue::TensorList(tensors) => return Ok(tensors),
-            _ => Vec::new(),
-        };
-        let tensor = |result| if let IValue::Tensor(tensor) = result { Some(tensor) } else { None };
-        Ok(several.into_iter().map_while(tensor).collect())
+        Ok(results(given))
     }
 
     /// Values of images in the module's form: `raster` holds `images` of them, of `shape`.
@@ -210,6 +208,59 @@ impl Module {
         let states = (0..images).map(of_image).collect::<Result<_, TchError>>()?;
         Ok((rows.f_contiguous()?, states))
     }
+}
+
+/// What `forward` gave.
+pub(super) struct Results {
+    /// Up to the first that is no tensor.
+    pub(super) tensors: Vec<Tensor>,
+    /// What that is, for people.
+    pub(super) other: Option<String>,
+}
+
+fn results(given: IValue) -> Results {
+    let several = match given {
+        IValue::Tensor(tensor) => return Results { tensors: vec![tensor], other: None },
+        IValue::TensorList(tensors) => return Results { tensors, other: None },
+        IValue::Tuple(results) | IValue::GenericList(results) if !results.is_empty() => results,
+        other => return Results { tensors: Vec::new(), other: Some(described(&other)) },
+    };
+    let (mut tensors, mut other) = (Vec::new(), None);
+    for result in several {
+        match result {
+            IValue::Tensor(tensor) => tensors.push(tensor),
+            strange => {
+                other = Some(format!("{} in a tuple or list", described(&strange)));
+                break;
+            }
+        }
+    }
+    Results { tensors, other }
+}
+
+/// What is no tensor, for people.
+fn described(value: &IValue) -> String {
+    let what = match value {
+        IValue::GenericDict(entries) => {
+            let keys = entries.iter().take(SHOWN).filter_map(|(key, _)| match key {
+                IValue::String(key) => Some(format!("{:?}", key.chars().take(SHOWN_OF_A_KEY).collect::<String>())),
+                _ => None,
+            });
+            let keys = keys.collect::<Vec<_>>().join(", ");
+            return if keys.is_empty() { "a dictionary".to_owned() } else { format!("a dictionary with {keys}") };
+        }
+        IValue::None => "nothing",
+        IValue::Tensor(_) => "a tensor",
+        IValue::Bool(_) => "a truth value",
+        IValue::Int(_) | IValue::Double(_) => "a number",
+        IValue::String(_) => "a string",
+        IValue::StringList(_) => "a list of strings",
+        IValue::IntList(_) | IValue::DoubleList(_) | IValue::BoolList(_) => "a list of numbers",
+        IValue::Tuple(_) => "a tuple",
+        IValue::GenericList(_) | IValue::TensorList(_) => "a list",
+        _ => "an object",
+    };
+    what.to_owned()
 }
 
 /// Lengths of the axes of `images` whose first `rows` rows are meant.

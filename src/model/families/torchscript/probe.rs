@@ -12,7 +12,7 @@ use toml::{Table, Value};
 use super::check::{self, Buckets, Numbers};
 use super::config::Config;
 use super::leak::{cuts, foreign_orders, leak, places};
-use super::module::Module;
+use super::module::{Module, Results};
 use super::reading::{self, Reading};
 use crate::head::Head;
 use crate::image::{Canvas, Order, Shape};
@@ -24,9 +24,11 @@ use crate::torch::weights;
 const SIZES: [u32; 6] = [28, 32, 64, 16, 8, 96];
 /// Batches that a traced module may be bound to.
 const BATCHES: [u32; 9] = [2, 1, 4, 8, 16, 32, 64, 128, 256];
-/// Ranks from which on an image is changed, and how often each.
+/// Ranks from which on an image is changed, and how often each at least.
 const CUTS: u32 = 128;
 const DRAWS: u32 = 4;
+/// Levels that are to come at places, each in as many trials of two kinds.
+const LEVELS: u32 = 256;
 /// The methods of a module that goes on from where it was.
 const METHODS: [&str; 2] = ["init_state", "step"];
 /// Bits/dim by which a wrong reading is expected to do worse: readings that are closer are not told apart for sure.
@@ -76,9 +78,21 @@ pub struct Found {
 pub fn probe(file: WeightsFile<'_>, hints: &Hints) -> Result<Found, String> {
     let _guard = tch::no_grad_guard();
     let module = Arc::new(weights::module(file).map_err(|violations| violations.to_string())?);
-    let probe =
-        Probe { module, hints, said: BTreeMap::new(), shapes: BTreeSet::new(), unfit: None, rejected: Vec::new() };
+    let probe = Probe {
+        module,
+        hints,
+        said: BTreeMap::new(),
+        shapes: BTreeSet::new(),
+        other: None,
+        unfit: None,
+        rejected: Vec::new(),
+    };
     probe.run()
+}
+
+/// Times that an image of `shape` is changed at each of `cuts` ranks: often enough for every level.
+fn draws(shape: Shape, cuts: usize) -> u32 {
+    (2 * shape.levels().min(LEVELS)).div_ceil((cuts as u32).max(1)).max(DRAWS)
 }
 
 struct Probe<'a> {
@@ -88,6 +102,8 @@ struct Probe<'a> {
     said: BTreeMap<String, u32>,
     /// Shapes of what it gave.
     shapes: BTreeSet<String>,
+    /// What it gave that begins with no tensor.
+    other: Option<String>,
     /// What no manifest may say, though it was asked for.
     unfit: Option<String>,
     /// Readings that fit what it takes and gives, and what is wrong with them.
@@ -161,8 +177,12 @@ impl Probe<'_> {
             return Vec::new();
         }
         match self.forward(&module, reading.batch) {
-            Ok(shapes) => {
+            Ok(Results { tensors, other }) => {
+                let shapes: Vec<_> = tensors.iter().map(tch::Tensor::size).collect();
                 self.shapes.extend(shapes.iter().map(|shape| format!("{shape:?}")));
+                if shapes.is_empty() {
+                    self.other = other;
+                }
                 shapes
             }
             Err(why) => {
@@ -176,10 +196,9 @@ impl Probe<'_> {
         *self.said.entry(what.chars().take(SHOWN).collect()).or_default() += 1;
     }
 
-    fn forward(&self, module: &Module, batch: u32) -> Result<Vec<Vec<i64>>, ModelError> {
+    fn forward(&self, module: &Module, batch: u32) -> Result<Results, ModelError> {
         let (image, condition) = (check::any_image(module.config.shape, 1), Condition::least(&module.config.condition));
-        let results = module.forward(&vec![(&image, &condition); batch as usize], module.config.shape.height())?;
-        Ok(results.iter().map(tch::Tensor::size).collect())
+        module.forward(&vec![(&image, &condition); batch as usize], module.config.shape.height())
     }
 
     /// Whether a result is what a head takes, under all `readings` of it. Probabilities show under the right one alone,
@@ -216,10 +235,11 @@ impl Probe<'_> {
             return None;
         }
         let cuts = cuts(shape.values(), CUTS);
-        match leak(&module, &buckets, &places(shape, Order::Raster), &cuts, DRAWS) {
+        let draws = draws(shape, cuts.len());
+        match leak(&module, &buckets, &places(shape, Order::Raster), &cuts, draws) {
             Ok(None) => {}
             Ok(Some(found)) => {
-                let causal = |places: &[u32]| matches!(leak(&module, &buckets, places, &cuts, DRAWS), Ok(None));
+                let causal = |places: &[u32]| matches!(leak(&module, &buckets, places, &cuts, draws), Ok(None));
                 let other = foreign_orders(shape).into_iter().find(|(_, places)| causal(places));
                 let other = other.map(|(name, _)| format!("; it is causal {name}, an order that is not served"));
                 self.rejected.push((reading, format!("{found}{}", other.unwrap_or_default())));
@@ -322,10 +342,11 @@ impl Probe<'_> {
     /// comments, and to whoever imports.
     fn notes(&self, reading: &Reading, bits: Option<f64>, others: &[(Option<f64>, Reading)]) -> (String, Vec<String>) {
         let mut warnings = Vec::new();
+        let cuts = cuts(reading.shape.values(), CUTS).len();
         let mut notes = format!(
-            "# Found by probing: values from {} places on were changed, {DRAWS} times each, and no step before was seen \
+            "# Found by probing: values from {cuts} places on were changed, {} times each, and no step before was seen \
              to change.\n",
-            cuts(reading.shape.values(), CUTS).len()
+            draws(reading.shape, cuts)
         );
         if let Some(bits) = bits {
             let _ = writeln!(notes, "# The example images take {bits:.4} bits/dim.");
@@ -406,6 +427,13 @@ impl Probe<'_> {
         said.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
         let said = list(said.into_iter().map(|(line, _)| line).collect());
         if self.shapes.is_empty() {
+            if let Some(other) = &self.other {
+                return format!(
+                    "{asked}the module takes an image and gives {other}. It must give a tensor of parameters, or a \
+                     tuple or list that begins with tensors, of which --set 'output_item = N' says which, from 0: script or \
+                     trace one that gives no more than that"
+                );
+            }
             return match &self.unfit {
                 Some(why) if said.is_empty() => format!("{asked}{why}"),
                 _ => format!(
@@ -416,7 +444,8 @@ impl Probe<'_> {
         }
         format!(
             "{asked}what the module gives has no form that is known, for --levels {} and the sizes tried. Its \
-             shapes:{}{}",
+             shapes:{}\nIf one of them holds the parameters, say how, in the letters b, h, w, c and v (levels): --set \
+             'output = \"b c v h w\"'{}",
             self.hints.levels,
             list(self.shapes.iter().collect()),
             if said.is_empty() { said } else { format!("\nIt said:{said}") }

@@ -13,13 +13,14 @@ use crate::image::Shape;
 /// Ways for an image to go in.
 const INPUTS: [&str; 6] = ["b c h w", "b h w c", "b (h w c)", "b h (w c)", "b (c h w)", "(h w c) b"];
 /// Ways for parameters to come out. Which is meant where several have the shape, only images can tell.
-const OUTPUTS: [&str; 19] = [
+const OUTPUTS: [&str; 23] = [
     "b c v h w",
     "b v c h w",
     "b (c v) h w",
     "b (v c) h w",
     "b v h w",
     "b h w c v",
+    "b h w v c",
     "b h w (c v)",
     "b h w (v c)",
     "b h w v",
@@ -28,6 +29,9 @@ const OUTPUTS: [&str; 19] = [
     "(h w c) b v",
     "b (h w) v",
     "b (h w) (c v)",
+    "b (h w) (v c)",
+    "b (h w) c v",
+    "b (h w) v c",
     "(h w) b v",
     "(b h w c) v",
     "(b h w) v",

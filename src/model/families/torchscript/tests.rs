@@ -4,21 +4,24 @@ use std::io::Cursor;
 
 use tch::{CModule, Device, Kind, Tensor};
 
-use super::check::{Buckets, PROBABILITIES};
+use super::check::{Buckets, PROBABILITIES, affordable};
 use super::leak::{cuts, leak, places};
 use super::module::Module;
-use super::{Config, Found, Hints, entries, probe};
+use super::{Config, FAMILY, Found, Hints, entries, probe};
 use crate::image::{Order, Shape};
 use crate::model::manifest::Manifest;
-use crate::model::{WeightsFile, WeightsFormat};
+use crate::model::{Placement, WeightsFile, WeightsFormat};
 use crate::noise;
 
 const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
 
 fn traced(input: &[i64], mut forward: impl FnMut(&Tensor) -> Vec<Tensor>) -> Vec<u8> {
+    traced_of(&[Tensor::zeros(input, FLOAT)], |inputs| forward(&inputs[0]))
+}
+
+fn traced_of(inputs: &[Tensor], mut forward: impl FnMut(&[Tensor]) -> Vec<Tensor>) -> Vec<u8> {
     let _guard = tch::no_grad_guard();
-    let mut all = |inputs: &[Tensor]| forward(&inputs[0]);
-    let module = CModule::create_by_tracing("Traced", "forward", &[Tensor::zeros(input, FLOAT)], &mut all).unwrap();
+    let module = CModule::create_by_tracing("Traced", "forward", inputs, &mut forward).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("module.pt");
     module.save(&path).unwrap();
@@ -116,20 +119,138 @@ fn what_shows_with_one_level_alone_is_found_by_more_replacements() {
         let at_one_level = (from_one_level.abs() * -1.0 + 1.0).clamp_min(0.0);
         vec![at_one_level.matmul(&added).view([-1, 1, 1, 64]).expand([-1, 2, 2, 64], false)]
     });
-    let text = hints(given);
-    let manifest = format!(
-        "format = 1\nname = \"m\"\nfamily = \"torchscript\"\n[image]\nheight = 2\nwidth = 2\nchannels = 1\nlevels = {}\n\
-         order = \"raster\"\n[head]\nkind = \"categorical\"\n[architecture]\ninput = \"b c h w\"\n\
-         input_type = \"float32\"\ninput_scale = \"levels\"\noutput = \"b h w v\"\n",
-        text.levels
-    );
-    let config = Config::read(&Manifest::parse(manifest.as_bytes()).unwrap()).unwrap();
-    let module = crate::torch::weights::module(file(&mut Cursor::new(archive))).unwrap();
-    let module = Module::new(module.into(), config);
+    let module = module(archive, &manifest(given, "", "input_scale = \"levels\"\noutput = \"b h w v\""));
     let _guard = tch::no_grad_guard();
     let sought = |draws| leak(&module, &Buckets::of(2), &places(given, Order::Raster), &[3], draws).unwrap();
     assert_eq!(sought(1), None);
-    assert!(sought(400).is_some());
+    assert!(sought(128).is_some(), "as many trials of each kind as levels");
+}
+
+/// A manifest of planes that go in.
+fn manifest(shape: Shape, condition: &str, architecture: &str) -> Manifest {
+    let [height, width, channels, levels] = [shape.height(), shape.width(), shape.channels(), shape.levels()];
+    let text = format!(
+        "format = 1\nname = \"m\"\nfamily = \"torchscript\"\n[image]\nheight = {height}\nwidth = {width}\n\
+         channels = {channels}\nlevels = {levels}\norder = \"raster\"\n[head]\nkind = \"categorical\"\n{condition}\n\
+         [architecture]\ninput = \"b c h w\"\ninput_type = \"float32\"\n{architecture}\n"
+    );
+    Manifest::parse(text.as_bytes()).unwrap()
+}
+
+fn module(archive: Vec<u8>, manifest: &Manifest) -> Module {
+    let module = crate::torch::weights::module(file(&mut Cursor::new(archive))).unwrap();
+    Module::new(module.into(), Config::read(manifest).unwrap())
+}
+
+/// 1 where an image of planes in -1..=1, of 256 levels, holds `level`, otherwise 0: [b, values].
+fn holds(level: f64, planes: &Tensor, values: i64) -> Tensor {
+    (((planes.reshape([-1, values]) + 1.0) * 127.5 - level).abs() * -1.0 + 1.0).clamp_min(0.0)
+}
+
+#[test]
+fn what_one_level_of_256_gives_away_is_found() {
+    let given = shape(4, 4, 1, 256);
+    let (logits, added) = (law(given, 1), numbers(4, &[1, 256]));
+    let (first, before) = (Tensor::zeros([16, 1], FLOAT), Tensor::zeros([1, 1], FLOAT));
+    let _ = first.get(0).fill_(1.0);
+    for level in [0.0, 19.0, 137.0, 255.0] {
+        // Of the last value the first step sees whether it is that level; of every value, the step before.
+        let far = traced(&[2, 1, 4, 4], |planes| {
+            let seen = holds(level, planes, 16).narrow(1, 15, 1).matmul(&added);
+            vec![logits(planes) + seen.view([-1, 1, 1, 1, 256]) * first.view([1, 4, 4, 1, 1])]
+        });
+        let near = traced(&[2, 1, 4, 4], |planes| {
+            let seen = holds(level, planes, 16).narrow(1, 1, 15);
+            let seen = Tensor::cat(&[seen, before.expand([2, 1], false)], 1);
+            vec![logits(planes) + seen.view([-1, 4, 4, 1, 1]) * added.view([1, 1, 1, 1, 256])]
+        });
+        let known = with(given, &["input_scale = \"signed\"", "batches = [2]"]);
+        for (archive, value) in [(far, "row 3, column 3"), (near, "row ")] {
+            let why = found(archive, &known).unwrap_err();
+            assert!(why.contains(&format!("when nothing but the value at {value}")), "level {level}: {why}");
+        }
+    }
+}
+
+#[test]
+fn every_level_comes_at_the_last_place_and_at_every_distance() {
+    use super::leak::levels_at;
+    for (levels, cuts) in [(256u32, 130u32), (17, 18), (2, 5)] {
+        let all: Vec<u16> = (0..levels as u16).collect();
+        for (by_distance, key) in [(false, 3071), (true, 0), (true, 1), (true, 96)] {
+            let mut seen = levels_at(by_distance, key, levels, cuts, (2 * levels).div_ceil(cuts));
+            seen.sort_unstable();
+            seen.dedup();
+            assert_eq!(seen, all, "{levels} levels, by distance {by_distance}, at {key}");
+        }
+    }
+}
+
+#[test]
+fn levels_may_stand_before_channels_anywhere() {
+    let given = shape(3, 4, 3, 5);
+    let logits = law(given, 1);
+    let forms: [(&str, &dyn Fn(Tensor) -> Tensor); 4] = [
+        ("b h w v c", &|rows| rows.transpose(3, 4)),
+        ("b (h w) c v", &|rows| rows.view([-1, 12, 3, 5])),
+        ("b (h w) v c", &|rows| rows.view([-1, 12, 3, 5]).transpose(2, 3)),
+        ("b (h w) (v c)", &|rows| rows.view([-1, 12, 3, 5]).transpose(2, 3).reshape([-1, 12, 15])),
+    ];
+    for (form, arranged) in forms {
+        let archive = traced(&[2, 3, 3, 4], |planes| vec![arranged(logits(planes))]);
+        let Found { manifest, .. } = found(archive, &hints(given)).unwrap();
+        let line = format!("output = \"{form}\"");
+        assert!(manifest.lines().any(|own| own == line), "{form}: {manifest}");
+    }
+}
+
+#[test]
+fn labels_that_a_module_does_not_have_are_refused() {
+    let given = shape(3, 4, 1, 5);
+    let (logits, labels) = (as_planes(), numbers(5, &[5, 5]));
+    let inputs = [Tensor::zeros([2, 1, 3, 4], FLOAT), Tensor::zeros([2], (Kind::Int64, Device::Cpu))];
+    let archive =
+        traced_of(&inputs, |inputs| vec![logits(&inputs[0]) + labels.index_select(0, &inputs[1]).view([-1, 5, 1, 1])]);
+    let build = |condition: &str, null_class: &str| {
+        let lines =
+            format!("input_scale = \"unit\"\noutput = \"b v h w\"\narguments = [\"image\", \"class\"]\n{null_class}");
+        let manifest = manifest(given, condition, &lines);
+        let built = (FAMILY.build)(&manifest, Some(file(&mut Cursor::new(archive.clone()))), Placement::new(1, 1));
+        built.map(|_| ()).map_err(|faults| faults.to_string())
+    };
+    assert_eq!(build("[condition]\nclasses = 5\nrequired = true", ""), Ok(()));
+    let why = build("[condition]\nclasses = 10\nrequired = true", "").unwrap_err();
+    assert!(why.starts_with("condition.classes: must be those of the module, got 10: of label 9, forward: "), "{why}");
+    assert!(why.contains("index out of range"), "{why}");
+    assert_eq!(build("[condition]\nclasses = 4", "null_class = 4"), Ok(()));
+    let why = build("[condition]\nclasses = 5", "null_class = 5").unwrap_err();
+    assert!(why.starts_with("architecture.null_class: must be a label of the module: forward: "), "{why}");
+    let why = found(archive.clone(), &Hints { classes: 5, ..hints(given) });
+    assert!(why.is_ok(), "{why:?}");
+}
+
+#[test]
+fn a_batch_that_there_is_no_memory_for_is_not_tried() {
+    const MIB: u64 = 1 << 20;
+    let given = shape(3, 4, 1, 5);
+    let logits = as_planes();
+    // 48 MiB of numbers an image that nobody sees.
+    let hungry = traced(&[2, 1, 3, 4], |planes| {
+        let waste = planes.reshape([-1, 12, 1]).expand([-1, 12, 1 << 20], false).contiguous();
+        vec![logits(planes) + waste.sum_dim_intlist([1, 2].as_slice(), false, Kind::Float).view([-1, 1, 1, 1]) * 0.0]
+    });
+    let of = |batches: &str, sizes: Vec<usize>, free: u64| {
+        let lines = format!("input_scale = \"unit\"\noutput = \"b v h w\"\n{batches}");
+        let _guard = tch::no_grad_guard();
+        let module = module(hungry.clone(), &manifest(given, "", &lines));
+        affordable(&module, sizes, free).map_err(|faults| faults.to_string())
+    };
+    assert_eq!(of("", vec![1, 2, 4, 8, 16], u64::MAX), Ok(vec![1, 2, 4, 8, 16]));
+    let kept = of("", vec![1, 2, 4, 8, 16], 400 * MIB).unwrap();
+    assert!(kept.first() == Some(&1) && kept.iter().all(|&size| size <= 8), "{kept:?}");
+    let why = of("batches = [1000]", vec![1000], 4096 * MIB).unwrap_err();
+    assert!(why.starts_with("architecture.batches: may hold sizes up to "), "{why}");
+    assert!(why.contains(" here: a pass takes ") && why.ends_with(" are free, got 1000"), "{why}");
 }
 
 #[test]
