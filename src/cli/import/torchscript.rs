@@ -28,8 +28,7 @@ use crate::torch;
 const EXAMPLES: usize = 8;
 /// Bytes that are kept of what the probing process writes, the last: a module may print without end.
 const KEPT: usize = 1 << 20;
-/// How the last message of the probing process begins, and lines of another that are repeated.
-const MESSAGE: &str = "error: ";
+/// Lines of it that are repeated.
 const SAID: usize = 20;
 
 const AFTER_HELP: &str = "\
@@ -98,9 +97,16 @@ pub(super) struct Flags {
     probing: bool,
 }
 
-/// What the probing process answers.
+/// What the probing process answers. A module may print on its standard error, so that nothing is read from there.
 #[derive(Debug, Deserialize, Serialize)]
-struct Answer {
+enum Answer {
+    Package(Package),
+    /// Why there is none.
+    Refused(String),
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+struct Package {
     manifest: String,
     warnings: Vec<String>,
     /// SHA-256 of what was probed.
@@ -110,14 +116,17 @@ struct Answer {
 impl Flags {
     pub(super) async fn run(self: Box<Self>) -> Result<(), Failure> {
         if self.probing {
-            return output::json(&self.probe()?);
+            return output::json(&match self.probe() {
+                Err(Failure::Usage(why)) => Answer::Refused(why),
+                other => Answer::Package(other?),
+            });
         }
         package::name_of(&self.out).map_err(refused)?;
         entries(&self.fixed).map_err(wrong_lines)?;
         if import::holds_tensors(&self.source, self.size_limit.as_u64()).map_err(refused)? {
             return Err(Failure::Usage(self.only_tensors()));
         }
-        let Answer { manifest, warnings, digest } = self.ask().await?;
+        let Package { manifest, warnings, digest } = self.ask().await?;
         package::write_archive(&self.out, &manifest, &self.source, &digest).map_err(refused)?;
         output::line(&format!("{}:\n\n{}", self.out.display(), manifest.trim_end()))?;
         warnings.iter().for_each(|warning| output::warn(warning));
@@ -138,7 +147,7 @@ impl Flags {
     }
 
     /// Has another process probe, within limits, and reads its answer.
-    async fn ask(&self) -> Result<Answer, Failure> {
+    async fn ask(&self) -> Result<Package, Failure> {
         let broken = |error: std::io::Error| Failure::Internal(format!("cannot start the probing process: {error}"));
         let program = std::env::current_exe().map_err(broken)?;
         let mut process = Command::new(program)
@@ -157,14 +166,11 @@ impl Flags {
         };
         let (status, said) = (status.map_err(broken)?, String::from_utf8_lossy(&said));
         match (status.code(), serde_json::from_slice(&answer)) {
-            (Some(0), Ok(answer)) => Ok(answer),
-            (Some(64), _) => {
-                // What the module printed comes before it.
-                let (_, last) = said.rsplit_once(&format!("\n{MESSAGE}")).unwrap_or(("", &said));
-                let said = last.trim().trim_start_matches(MESSAGE);
-                let limited = said.contains("bad_alloc") || said.contains("allocate memory");
+            (Some(0), Ok(Answer::Package(package))) => Ok(package),
+            (Some(0), Ok(Answer::Refused(why))) => {
+                let limited = why.contains("bad_alloc") || why.contains("allocate memory");
                 let hint = format!("\nthe probing process may have {} of memory (--memory-limit)", self.memory_limit);
-                Err(Failure::Usage(format!("{said}{}", if limited { hint.as_str() } else { "" })))
+                Err(Failure::Usage(format!("{why}{}", if limited { hint.as_str() } else { "" })))
             }
             _ => Err(Failure::Usage(format!(
                 "the probing process ended by itself ({}); it may have {} of memory (--memory-limit). It said: {}",
@@ -175,7 +181,7 @@ impl Flags {
         }
     }
 
-    fn probe(&self) -> Result<Answer, Failure> {
+    fn probe(&self) -> Result<Package, Failure> {
         let examples = self.examples.as_deref().map(|path| self.examples(path)).transpose()?.unwrap_or_default();
         limit(self.memory_limit.as_u64(), self.time_limit.as_secs())
             .map_err(|error| Failure::Internal(format!("the limits of the probing process cannot be set: {error}")))?;
@@ -203,7 +209,7 @@ impl Flags {
         let limits = Limits { weights_bytes: self.size_limit.as_u64() };
         let source = Source::Embedded { manifest: whole, weights: bytes.into() };
         repository::load(&source, Placement::new(1, 1), limits).map_err(refused)?;
-        Ok(Answer { manifest, warnings, digest })
+        Ok(Package { manifest, warnings, digest })
     }
 
     fn examples(&self, path: &Path) -> Result<Vec<Vec<u16>>, Failure> {
