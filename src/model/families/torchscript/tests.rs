@@ -318,6 +318,7 @@ fn what_is_known_beforehand_is_all_that_is_tried() {
     let turned = || traced(&[2, 1, 3, 4], |planes| vec![logits(planes).squeeze_dim(3).permute([0, 2, 1, 3])]);
     let why = found(turned(), &hints(given)).unwrap_err();
     assert!(why.starts_with("what the module gives has no form that is known"), "{why}");
+    assert!(why.contains("--set 'output = "), "{why}");
     let known = with(given, &["output = \"b w h v\"", "std = [0.5]", "input_scale = \"unit\""]);
     let manifest = found(turned(), &known).unwrap().manifest;
     for line in ["output = \"b w h v\"", "std = [0.5]", "input_scale = \"unit\"", "input = \"b c h w\""] {
