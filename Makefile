@@ -98,10 +98,14 @@ sheets: build ## draw docs/sheets again, a contact sheet of every package
 	@sh scripts/sheets.sh
 
 deployment: ## check the chart, the manifests and the Compose file, without a cluster
-	@PYTHONPATH="$$($(PYTHON) scripts/setup.py --print deployment)" $(PYTHON) deploy/check.py $(ARGS)
+	@PYTHONPATH="$$($(PYTHON) scripts/setup.py --print deployment):$$($(PYTHON) scripts/setup.py --print kserve)" \
+		$(PYTHON) deploy/check.py $(ARGS)
 
 replicas: build ## three replicas behind a proxy: a kill, a drain, a rolling restart, under load
 	@PYTHONPATH="$$($(PYTHON) scripts/setup.py --print interop):python" $(PYTHON) deploy/replicas.py $(ARGS)
+
+capacity: build ## hold the capacity model against three replicas behind a proxy
+	@PYTHONPATH="$$($(PYTHON) scripts/setup.py --print interop):python" $(PYTHON) deploy/capacity.py $(ARGS)
 
 container: build ## build the container image and try it, as root on Debian 12 (ARGS=--local-bases where no registry is)
 	@bash deploy/container.sh $(ARGS)
