@@ -1,8 +1,9 @@
-//! Open Request Cost Aggregation: every call to a model tells at its end how busy this replica is, for balancers that go by it.
+//! Open Request Cost Aggregation: every call to a model tells at its end how busy this replica is, for balancers.
 //!
-//! The report is an `xds.data.orca.v3.OrcaLoadReport` in the trailer `endpoint-load-metrics-bin`, where gRPC's `weighted_round_robin`
-//! (gRFC A51, A58) and Envoy's `client_side_weighted_round_robin` look for it. Both weigh a replica by calls a second over
-//! `application_utilization`. Nobody has to ask for it: it is some 200 bytes a call, and four loads of atomics for each shard.
+//! The report is an `xds.data.orca.v3.OrcaLoadReport` in the trailer `endpoint-load-metrics-bin`, where gRPC's
+//! `weighted_round_robin` (gRFC A51, A58) and Envoy's `client_side_weighted_round_robin` look for it. Both weigh a replica
+//! by calls a second over `application_utilization`. Nobody has to ask for it: it is 100 to 200 bytes a call, and a few
+//! loads of atomics for each shard.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
