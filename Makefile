@@ -6,7 +6,7 @@ PYTHON ?= python3
 FAMILIES = $(wildcard src/model/families/*.rs src/model/families/*/mod.rs)
 TOOLS := $(shell $(PYTHON) scripts/setup.py --where 2>/dev/null)/tools
 
-.PHONY: help setup build demo test conformance fuzz fuzz-coverage miri check fmt format clippy deny sbom doc container readme soak drain deployment replicas test-pytorch bench bench-peers train goldens lists otlp results sheets
+.PHONY: help setup build demo test conformance fuzz fuzz-coverage miri check fmt format clippy deny sbom doc container readme soak drain deployment replicas capacity test-pytorch bench bench-peers train goldens lists otlp results sheets
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -98,10 +98,14 @@ sheets: build ## draw docs/sheets again, a contact sheet of every package
 	@sh scripts/sheets.sh
 
 deployment: ## check the chart, the manifests and the Compose file, without a cluster
-	@PYTHONPATH="$$($(PYTHON) scripts/setup.py --print deployment)" $(PYTHON) deploy/check.py $(ARGS)
+	@PYTHONPATH="$$($(PYTHON) scripts/setup.py --print deployment):$$($(PYTHON) scripts/setup.py --print kserve)" \
+		$(PYTHON) deploy/check.py $(ARGS)
 
 replicas: build ## three replicas behind a proxy: a kill, a drain, a rolling restart, under load
 	@PYTHONPATH="$$($(PYTHON) scripts/setup.py --print interop):python" $(PYTHON) deploy/replicas.py $(ARGS)
+
+capacity: build ## hold the capacity model against three replicas behind a proxy
+	@PYTHONPATH="$$($(PYTHON) scripts/setup.py --print interop):python" $(PYTHON) deploy/capacity.py $(ARGS)
 
 container: build ## build the container image and try it, as root on Debian 12 (ARGS=--local-bases where no registry is)
 	@bash deploy/container.sh $(ARGS)

@@ -14,6 +14,8 @@ const PROTOS: [&str; 4] = [
 ];
 /// Served on a listener of its own, so that reflection elsewhere must not know it.
 const ADMIN: &str = "pixeld/v1/admin_service.proto";
+/// A trailer, and in no service.
+const ORCA: &str = "xds/data/orca/v3/orca_load_report.proto";
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
@@ -22,7 +24,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let [public, admin] = [&PROTOS[..], &[ADMIN]].map(|protos| protox::compile(protos, ["proto"]));
     fs::write(out.join("pixeld_descriptor.bin"), prost::Message::encode_to_vec(&public?))?;
     fs::write(out.join("pixeld_admin_descriptor.bin"), prost::Message::encode_to_vec(&admin?))?;
-    let all = protox::compile(PROTOS.iter().chain([&ADMIN]), ["proto"])?;
+    let all = protox::compile(PROTOS.iter().chain([&ADMIN, &ORCA]), ["proto"])?;
     tonic_prost_build::configure().bytes(".").codec_path("crate::rpc::codec::Bounded").compile_fds(all)?;
 
     // Beside the binary first, as in a container image or a release archive; then where it was built.

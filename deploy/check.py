@@ -2,8 +2,9 @@
 """Checks what deploys the daemon, without a cluster, an engine or the network.
 
     check.py            lints the chart, renders it with every file of values, holds each object against the schemas of
-                        Kubernetes and of the operators, compares deploy/kubernetes with what the chart renders, reads
-                        the Compose file, and holds the queries of board and alerts against docs/METRICS.md
+                        Kubernetes and of the operators, compares deploy/kubernetes with what the chart renders, holds
+                        deploy/kserve against KServe's SDK, reads the Compose file, and holds the queries of board and
+                        alerts against docs/METRICS.md
     check.py --write    renders deploy/kubernetes again
 
 Helm is its own code, as a library (helm-python-sdk); the schemas are those that kubernetes-validate and cloudcoil have.
@@ -29,6 +30,7 @@ from cloudcoil.models.prometheus_operator.v1 import PrometheusRule, ServiceMonit
 from compose_spec import PyCompose
 from pydantic import ValidationError
 
+import kserve_objects
 import queries
 
 DEPLOY = Path(__file__).resolve().parent
@@ -202,6 +204,36 @@ def chart(write: bool) -> int:
     return count
 
 
+def kserve() -> int:
+    """Returns how many objects were held against KServe's SDK, and what of them is a pod against Kubernetes' schemas."""
+    documents = {path.name: yaml.safe_load(path.read_text()) for path in sorted((DEPLOY / "kserve").glob("*.yaml"))}
+    for name, document in documents.items():
+        wrong, foreign = kserve_objects.wrong(document, f"kserve: {name}")
+        faults.extend(wrong)
+        containers = [value for _, of, value in foreign if of == "V1Container"]
+        faults.extend(f"kserve: {name}: nothing checks {path}, a {of}" for path, of, _ in foreign
+                      if of not in ("V1Container", "V1ObjectMeta"))
+        hold(f"kserve: {name}", {"apiVersion": "v1", "kind": "Pod", "metadata": document["metadata"],
+                                 "spec": {"containers": containers or [{"name": "none", "image": "none"}]}})
+    if any(fault.startswith("kserve: ") for fault in faults):
+        return len(documents)  # what is not well formed cannot be compared
+    runtime, service = documents["runtime.yaml"], documents["inferenceservice.yaml"]
+    model, (container,) = service["spec"]["predictor"]["model"], runtime["spec"]["containers"]
+    formats = {one["name"] for one in runtime["spec"]["supportedModelFormats"]}
+    if (model["runtime"] != runtime["metadata"]["name"] or model["modelFormat"]["name"] not in formats
+            or model["protocolVersion"] not in runtime["spec"]["protocolVersions"]):
+        faults.append("kserve: the example asks for what the runtime is not")
+    (port,) = container["ports"]
+    listens = f"--set=server.listen=0.0.0.0:{port['containerPort']}" in container["args"]
+    probed = {container[probe]["grpc"]["port"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")}
+    if not listens or probed != {port["containerPort"]}:
+        faults.append("kserve: the runtime listens, is asked for its health, or is exposed at another port")
+    (drain,) = re.findall(r"--set=server\.drain_timeout=(\d+)s", " ".join(container["args"]))
+    if service["spec"]["predictor"]["terminationGracePeriodSeconds"] < int(drain) + 10:
+        faults.append("kserve: a pod is killed in its drain")
+    return len(documents)
+
+
 def compose() -> None:
     path = DEPLOY / "compose" / "compose.yaml"
     text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", path.read_text())
@@ -228,6 +260,7 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     count = chart(arguments.write)
+    count += kserve()
     compose()
     asked, wrong = queries.check()
     faults.extend(wrong)

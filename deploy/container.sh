@@ -178,6 +178,12 @@ ended() {
 
 stop() { quietly stop --time 45 $name > /dev/null; }
 
+stop_at_leisure() {
+    began=$(now)
+    stop
+    ended "$began"
+}
+
 # Lines of the table of models that say `ready`, by name.
 ready() { "$pixeld" models --endpoint "$endpoint" | awk '$2 == "ready" { print $1 }' | sort | xargs; }
 
@@ -213,9 +219,39 @@ assert inside["mean_bits_per_dim"] == outside["mean_bits_per_dim"], (inside, out
 print("{items} images at {mean_bits_per_dim:.4f} bits/dim, as outside".format(**inside))
 ' $out/container.json $out/here.json)
 say "scored" "$scored"
-began=$(now)
-stop
-ended "$began"
+stop_at_leisure
+
+# With a volume of models that changes while it runs: Prometheus reads, an operator loads one package and replaces another.
+volume=$PWD/$out/models socket=$out/run/admin.sock
+mkdir -p "$volume" $out/run
+cp -R models/digits "$volume"
+chmod 777 $out/run # as whom it runs inside is nobody here
+start --volume "$volume:/models:ro" --volume "$PWD/$out/run:/run/pixeld" --publish 127.0.0.1::9464 \
+    --env PIXELD__MODELS__EMBEDDED=false --env PIXELD__METRICS__LISTEN=0.0.0.0:9464 \
+    --env PIXELD__ADMIN__LISTEN=unix:/run/pixeld/admin.sock
+[ "$(ready)" = digits ] || fail "it serves $(ready) instead of digits"
+"$pixeld" sample --endpoint "$endpoint" "${draw[@]}" --npy $out/volume.npy
+"$python" -c 'import sys, urllib.request as u; print(u.urlopen(sys.argv[1], timeout=10).read().decode())' \
+    "http://$(quietly port $name 9464)/metrics" > $out/metrics
+grep -q '^pixeld_model_ready{model="digits"} 1$' $out/metrics || fail "metrics do not say that digits is ready"
+grep -q '^pixeld_images_finished_total{.*} [1-9]' $out/metrics || fail "metrics do not say that images were drawn"
+say "metrics" "$(grep -c '^pixeld_' $out/metrics) samples, read from outside"
+revision() { "$pixeld" models --endpoint "$endpoint" --json | "$python" -c '
+import json, sys
+models = [json.loads(line) for line in sys.stdin]
+print(*(model["revision"] for model in models if model["name"].removeprefix("models/") == sys.argv[1]))' "$1"; }
+before=$(revision digits)
+cp -R models/letters "$volume"
+sed -i 's/^description = .*/description = "Replaced while it was served"/' "$volume/digits/model.toml"
+"$pixeld" admin --socket $socket load letters > /dev/null || fail "letters was not loaded"
+"$pixeld" admin --socket $socket reload digits > /dev/null || fail "digits was not loaded again"
+[ "$(ready)" = "digits letters" ] || fail "it serves $(ready) instead of digits and letters"
+after=$(revision digits)
+[ -n "$after" ] && [ "$after" != "$before" ] || fail "digits is still of revision $before"
+"$pixeld" sample --endpoint "$endpoint" "${draw[@]}" --npy $out/reloaded.npy
+cmp $out/volume.npy $out/reloaded.npy || fail "the same weights draw other images after they were loaded again"
+say "changed volume" "a package loaded, one replaced: revision $before is now $after"
+stop_at_leisure
 
 # With a volume of models, stopped in the middle of a request.
 start --volume "$PWD/models:/models:ro"

@@ -12,8 +12,8 @@ the gigabytes of GPU kernels are not unpacked. Standard library only; needs `pip
                             stubs of the Python client
     setup.py --print NAME   prints the path of one tree, laying it out first: `libtorch`, `interop` (what the Python client
                             imports), `triton` (the client of Triton), `pytorch` (what training and the live comparison
-                            import), `deployment` (what deploy/check.py imports), `envoy` (the proxy of
-                            deploy/replicas.py) or `mypy` (what checks types)
+                            import), `deployment` (what deploy/check.py imports), `kserve` (what it reads beside), `envoy`
+                            (the proxy of deploy/replicas.py) or `mypy` (what checks types)
     setup.py --where        prints the cache directory
 """
 
@@ -61,6 +61,7 @@ INTEROP_REQUIREMENTS = REPOSITORY / "tests" / "interop" / "requirements.txt"
 TRITON_REQUIREMENTS = REPOSITORY / "tests" / "interop" / "triton.txt"
 PYTORCH_REQUIREMENTS = REPOSITORY / "python" / "requirements.txt"
 DEPLOYMENT_REQUIREMENTS = REPOSITORY / "deploy" / "requirements.txt"
+KSERVE_REQUIREMENTS = REPOSITORY / "deploy" / "kserve" / "requirements.txt"
 ENVOY_REQUIREMENTS = REPOSITORY / "deploy" / "proxy" / "requirements.txt"
 MYPY_REQUIREMENTS = REPOSITORY / "python" / "requirements-mypy.txt"
 
@@ -135,15 +136,15 @@ def libtorch() -> Path:
     return lay_out(cache() / "libtorch-2.11.0-cpu", fill)
 
 
-def packages(name: str, requirements: Path) -> Path:
-    """A directory for PYTHONPATH that holds `requirements`."""
+def packages(name: str, requirements: Path, *options: str) -> Path:
+    """A directory for PYTHONPATH that holds `requirements`; `options` are pip's."""
     text = requirements.read_text()
     tag = hashlib.sha256(f"{sys.version_info[:2]}{text}".encode()).hexdigest()[:12]
 
     def fill(tree: Path) -> None:
         print(f"setup: fetching the Python packages of {requirements.relative_to(REPOSITORY)}", file=sys.stderr, flush=True)
         # Root, on a throw-away machine, need not be told about virtual environments: --target is one.
-        pip("install", "--quiet", "--no-compile", "--only-binary=:all:", "--root-user-action=ignore", "--target", str(tree), "--requirement", str(requirements))
+        pip("install", "--quiet", "--no-compile", "--only-binary=:all:", "--root-user-action=ignore", "--target", str(tree), *options, "--requirement", str(requirements))
 
     return lay_out(cache() / f"{name}-{tag}", fill)
 
@@ -162,6 +163,10 @@ def pytorch() -> Path:
 
 def deployment() -> Path:
     return packages("deployment", DEPLOYMENT_REQUIREMENTS)
+
+
+def kserve() -> Path:
+    return packages("kserve", KSERVE_REQUIREMENTS, "--no-deps")
 
 
 def envoy() -> Path:
@@ -198,7 +203,7 @@ def write_cargo_config(torch: Path, interop_packages: Path, triton_packages: Pat
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     trees = {"libtorch": libtorch, "interop": interop, "triton": triton, "pytorch": pytorch, "deployment": deployment,
-             "envoy": envoy, "mypy": mypy}
+             "kserve": kserve, "envoy": envoy, "mypy": mypy}
     parser.add_argument("--print", choices=trees, dest="tree")
     parser.add_argument("--where", action="store_true")
     arguments = parser.parse_args()

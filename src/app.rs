@@ -206,7 +206,18 @@ impl App {
             Ok(found) = broken.wait_for(Option::is_some) => breakdown = found.clone(),
         }
 
-        tracing::info!(timeout = ?server.drain_timeout, "draining");
+        tracing::info!(delay = ?server.drain_delay, timeout = ?server.drain_timeout, "draining");
+        catalogue.announce_drain();
+        if breakdown.is_none() {
+            // Proxies and balancers see that they should send nothing more; what they send until then is served.
+            let serving_on = async {
+                tokio::select! {
+                    () = health.follow(catalogue) => {}
+                    () = connections.serve(&mut incoming) => {}
+                }
+            };
+            _ = timeout(server.drain_delay, serving_on).await;
+        }
         catalogue.drain();
         let gently = async {
             health.report(catalogue).await;

@@ -53,6 +53,7 @@ pub(super) fn check(settings: BTreeMap<String, Setting>) -> Result<Config, Viola
                 age: reader.time_or_never("server.max_connection_age"),
                 age_grace: reader.time("server.max_connection_age_grace", Duration::ZERO..=LONGEST),
             },
+            drain_delay: reader.time("server.drain_delay", Duration::ZERO..=LONGEST),
             drain_timeout: reader.time("server.drain_timeout", Duration::ZERO..=LONGEST),
             tls: reader.tls(),
         },

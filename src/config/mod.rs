@@ -56,7 +56,9 @@ pub struct Server {
     pub max_upload_bytes: usize,
     /// How many connections there may be, and for how long.
     pub connections: ConnectionLimits,
-    /// How long running requests may go on after the signal to stop.
+    /// How long calls are still taken after the signal to stop, while health says that none should come.
+    pub drain_delay: Duration,
+    /// How long running requests may go on after that.
     pub drain_timeout: Duration,
     /// Where certificates are; `None`: no TLS.
     pub tls: Option<TlsFiles>,

@@ -43,6 +43,7 @@ impl fmt::Display for Config {
                     ("max_connection_idle", time(connections.idle.unwrap_or_default())),
                     ("max_connection_age", time(connections.age.unwrap_or_default())),
                     ("max_connection_age_grace", time(connections.age_grace)),
+                    ("drain_delay", time(self.server.drain_delay)),
                     ("drain_timeout", time(self.server.drain_timeout)),
                 ],
             ),

@@ -49,6 +49,7 @@ fn the_defaults_are_those_of_the_example_file() {
                 age: None,
                 age_grace: Duration::from_secs(5 * 60),
             },
+            drain_delay: Duration::ZERO,
             drain_timeout: Duration::from_secs(30),
             tls: None,
         },
@@ -100,7 +101,7 @@ fn each_layer_wins_over_the_one_below() {
 #[test]
 fn every_fault_is_reported_at_once_with_its_origin() {
     let file = file(
-        "[server]\nlisten = \"localhost\"\ndrain_timeout = \"-3s\"\nmax_connection_age = \"1ms\"\nkeepalive_timeout = \"0s\"\nmax_request = \"much\"\n\
+        "[server]\nlisten = \"localhost\"\ndrain_delay = \"soon\"\ndrain_timeout = \"-3s\"\nmax_connection_age = \"1ms\"\nkeepalive_timeout = \"0s\"\nmax_request = \"much\"\n\
          [engine]\nshards = \"all\"\nslots = 0\nbackend = \"cuda\"\nprecision = \"f16\"\nscore_share = 1.0\nbatch_share = 0\nstall_timeout = \"0s\"\nstall_exit = 2\nthreads = 2.5\n[log]\njson = \"perhaps\"\n",
     );
     let layers = Layers {
@@ -115,6 +116,7 @@ fn every_fault_is_reported_at_once_with_its_origin() {
         "server.max_request",
         "server.keepalive_timeout",
         "server.max_connection_age",
+        "server.drain_delay",
         "server.drain_timeout",
         "models.max_weight_bytes",
         "engine.shards",
@@ -248,6 +250,7 @@ fn the_printed_configuration_reads_back_as_the_same() {
     let odd = Layers {
         flags: vec![
             set("server.max_request", "5000001"),
+            set("server.drain_delay", "7s"),
             set("server.drain_timeout", "1m 3s 250ms"),
             set("server.max_connection_idle", "0s"),
             set("server.max_connection_age", "30m"),

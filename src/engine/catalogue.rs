@@ -214,13 +214,18 @@ impl Catalogue {
         }
     }
 
+    /// Says that the server is about to drain, in whatever tells of its state; requests are admitted as before.
+    pub fn announce_drain(&self) {
+        self.shared.draining.send_replace(true);
+    }
+
     /// Stops admission to every model; what was admitted goes on.
     pub fn drain(&self) {
         self.shared.draining.send_replace(true);
         self.handles().iter().for_each(Handle::drain);
     }
 
-    /// Whether [`Catalogue::drain`] was called.
+    /// Whether [`Catalogue::drain`] or [`Catalogue::announce_drain`] was called.
     #[must_use]
     pub fn is_draining(&self) -> bool {
         *self.shared.draining.borrow()

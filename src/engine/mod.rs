@@ -29,6 +29,7 @@ pub use gauges::Load;
 pub use handle::Handle;
 pub use meter::observe;
 pub use shared::{Kind, Permit};
+pub use split::split;
 pub use stages::LowImage;
 pub use stream::{SampleStream, SampleSummary, Score, ScoreTicket, Timing, Usage};
 pub use thread::{Engine, EngineConfig};

@@ -7,7 +7,8 @@ use std::ops::Range;
 ///
 /// Images go where the least are, so that afterwards the shards that got any differ by one at most. A job of one image goes
 /// to the least loaded shard as a whole; where two are equal, the other kind of images decides.
-pub(super) fn split(images: u32, loads: &[(u32, u32)]) -> Vec<(usize, Range<u32>)> {
+#[must_use]
+pub fn split(images: u32, loads: &[(u32, u32)]) -> Vec<(usize, Range<u32>)> {
     let mut shards: Vec<_> = loads.iter().copied().enumerate().collect();
     shards.sort_by_key(|&(_, load)| load);
     // Shards are filled up to a common level, as water would; those above it get nothing.

@@ -3,7 +3,7 @@
 //! A request passes `listen` and `connection` (TLS, HTTP/2, how long it lasts), `call` (token, deadline, span, log) and
 //! `upload` (bounds on what is sent), a service (`generation`, `scoring`, `models`; `admin` on connections of its own, `socket`),
 //! `convert` (what came) and the engine's handle; its answer passes `stream` or `score_stream`, `answer` (what goes) and
-//! `lease` (who reads it). Errors become statuses in `status` alone.
+//! `lease` (who reads it); `load_report` tells balancers at its end how busy this is. Errors become statuses in `status` alone.
 
 mod admin;
 mod answer;
@@ -17,6 +17,7 @@ mod health;
 mod inference;
 mod lease;
 mod listen;
+mod load_report;
 mod meter;
 mod models;
 pub mod proto;
@@ -36,6 +37,7 @@ pub(crate) use health::Health;
 pub use health::serves;
 pub(crate) use listen::Connections;
 pub use listen::Listener;
+pub use load_report::LOAD_REPORT;
 pub use socket::AdminListener;
 pub use status::{DOMAIN, PUSHBACK};
 use tokio_util::sync::CancellationToken;
@@ -49,6 +51,7 @@ pub(crate) use upload::Uploads;
 use self::admin::Admin;
 use self::generation::Generations;
 use self::inference::Inference;
+use self::load_report::Reporter;
 use self::models::Models;
 use self::proto::admin_service_server::AdminServiceServer;
 use self::proto::generation_service_server::GenerationServiceServer;
@@ -83,7 +86,11 @@ pub(crate) fn services(catalogue: &Catalogue, limits: Limits, max_request_bytes:
         ScoringServiceServer::new(scorings).max_decoding_message_size(max_request_bytes).accept_compressed(Gzip);
     let models = ModelServiceServer::new(models).max_decoding_message_size(max_request_bytes).accept_compressed(Gzip);
     let names = [name(&generations), name(&scorings), name(&models), name(&inference)];
-    let routes = Routes::new(generations).add_service(scorings).add_service(models).add_service(inference);
+    let load = Reporter::new(catalogue);
+    let routes = Routes::new(load.report_with(generations))
+        .add_service(load.report_with(scorings))
+        .add_service(models)
+        .add_service(load.report_with(inference));
     with_health_and_reflection(routes, health, proto::DESCRIPTORS, &names)
 }
 

@@ -17,6 +17,11 @@ pub mod inference {
     tonic::include_proto!("inference");
 }
 
+/// What balancers are told of a replica's load.
+pub mod orca {
+    tonic::include_proto!("xds.data.orca.v3");
+}
+
 /// Every proto file of what clients are served, encoded as one `FileDescriptorSet`; what reflection answers from.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/pixeld_descriptor.bin"));
 

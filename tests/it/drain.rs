@@ -12,6 +12,9 @@ use tokio::net::TcpStream;
 use tokio_stream::StreamExt;
 use tonic::Code;
 use tonic::transport::Endpoint;
+use tonic_health::ServingStatus;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
 
 use crate::harness::{Daemon, MODEL, PATIENCE, config, connect, connect_deaf, next, read, refusal, shape, stream};
 use crate::scoring::part;
@@ -155,4 +158,36 @@ async fn the_app_serves_any_pair_of_byte_streams_and_ends_with_them() {
     assert_eq!(models.into_inner().models.len(), 1);
     drop(client);
     tokio::time::timeout(PATIENCE, served).await.expect("it ends with its last connection").unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn what_comes_in_the_delay_of_a_drain_is_served_while_health_turns_it_away() {
+    let mut config = config();
+    // As long as the test takes.
+    config.server.drain_delay = Duration::from_secs(3600);
+    let (mut daemon, gate) = Daemon::gated(1, config).await;
+    gate.open();
+    let mut health = HealthClient::new(daemon.channel.clone());
+    let readiness = || HealthCheckRequest { service: "readiness".into() };
+    let mut watch = health.watch(readiness()).await.unwrap().into_inner();
+    while watch.message().await.unwrap().unwrap().status != ServingStatus::Serving as i32 {}
+    daemon.stop();
+    while watch.message().await.unwrap().unwrap().status != ServingStatus::NotServing as i32 {}
+    let listed = daemon.models().list_models(ListModelsRequest::default()).await.unwrap().into_inner();
+    assert_eq!(listed.models[0].state(), ModelState::Draining);
+    let mut late = daemon.generation().stream_generate_images(stream(1, 3)).await.expect("it is served").into_inner();
+    read_rest(&mut late).await;
+}
+
+#[tokio::test]
+async fn a_daemon_ends_after_the_delay_of_its_drain() {
+    let mut config = config();
+    config.server.drain_delay = Duration::from_millis(50);
+    let mut daemon = Daemon::start(
+        config,
+        vec![Source::new(MODEL, || Ok(Box::new(Steady::new(MODEL, shape(), 1, &Gate::default()))))],
+    )
+    .await;
+    daemon.stop();
+    tokio::time::timeout(PATIENCE, daemon.ended()).await.unwrap().unwrap();
 }

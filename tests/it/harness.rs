@@ -58,6 +58,7 @@ pub(crate) fn config() -> Config {
                 age: None,
                 age_grace: Duration::ZERO,
             },
+            drain_delay: Duration::ZERO,
             drain_timeout: Duration::from_secs(20),
             tls: None,
         },

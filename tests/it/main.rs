@@ -20,6 +20,7 @@ mod generation;
 mod harness;
 mod health;
 mod interop;
+mod load_report;
 mod models;
 mod operated;
 mod operation;

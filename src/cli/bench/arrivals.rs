@@ -26,6 +26,8 @@ pub(super) enum Draw {
     Role,
     Point,
     Class,
+    Replica,
+    OtherReplica,
 }
 
 /// The number in (0, 1) that decides `what` for request `number`.
@@ -124,12 +126,13 @@ mod tests {
 
     #[test]
     fn no_two_draws_share_a_number() {
-        let mut all: Vec<u64> = [Draw::Interval, Draw::Role, Draw::Point, Draw::Class]
-            .into_iter()
-            .flat_map(|what| (0..3).map(move |number| draw(7, number, what).to_bits()))
-            .collect();
+        let mut all: Vec<u64> =
+            [Draw::Interval, Draw::Role, Draw::Point, Draw::Class, Draw::Replica, Draw::OtherReplica]
+                .into_iter()
+                .flat_map(|what| (0..3).map(move |number| draw(7, number, what).to_bits()))
+                .collect();
         all.sort_unstable();
         all.dedup();
-        assert_eq!(all.len(), 12);
+        assert_eq!(all.len(), 18);
     }
 }

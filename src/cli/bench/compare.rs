@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde::Serialize;
 
-use super::record::{Key, Record};
+use super::record::{self, Key, Record};
 use crate::cli::failure::Failure;
-use crate::cli::{input, output};
+use crate::cli::output;
 use crate::noise;
 
 /// Resamples of a bootstrap.
@@ -114,16 +114,9 @@ impl Flags {
     }
 }
 
-/// Bytes of measurements read from one file: those of weeks.
-const MAX_RECORDS: u64 = 1 << 30;
-
 fn read(path: &Path) -> Result<Groups, Failure> {
-    let refuse = |what: String| Failure::Usage(format!("{}: {what}", path.display()));
-    let text = input::bytes(path, MAX_RECORDS).map_err(|error| refuse(error.to_string()))?;
-    let text = text.ok_or_else(|| refuse(format!("must be at most {MAX_RECORDS} bytes long")))?;
     let mut groups = Groups::new();
-    for record in serde_json::Deserializer::from_slice(&text).into_iter::<Record>() {
-        let record = record.map_err(|error| refuse(format!("must hold lines of `pixeld bench --json`: {error}")))?;
+    for record in record::read(path)? {
         groups.entry(record.key()).or_default().push(record);
     }
     Ok(groups)

@@ -169,11 +169,11 @@ fn number(text: &str, fits: impl Fn(f64) -> bool, limits: &str) -> Result<f64, S
     text.parse().ok().filter(|number| fits(*number)).ok_or_else(|| format!("must be {limits}, got {text}"))
 }
 
-fn share(text: &str) -> Result<f64, String> {
+pub(super) fn share(text: &str) -> Result<f64, String> {
     number(text, |share| (0.0..=1.0).contains(&share), "from 0 to 1")
 }
 
-fn rate(text: &str) -> Result<f64, String> {
+pub(super) fn rate(text: &str) -> Result<f64, String> {
     number(text, |rate| rate > 0.0 && rate <= MAX_RATE, &format!("above 0 and at most {MAX_RATE}"))
 }
 

@@ -1,6 +1,7 @@
 //! `pixeld bench`: what it can take, and whether a change made a difference.
 
 mod arrivals;
+mod capacity;
 mod compare;
 mod drive;
 mod load;
@@ -38,6 +39,8 @@ enum What {
     Load(Box<load::Flags>),
     /// Put a daemon through every kind of client and look at what they leave behind
     Soak(soak::Flags),
+    /// Simulate what so many replicas carry, from recorded step times
+    Capacity(Box<capacity::Flags>),
     /// Compare measurements of the same thing, before and after
     Compare(compare::Flags),
 }
@@ -48,6 +51,7 @@ impl Bench {
             What::Step(step) => step.run(),
             What::Load(load) => Box::pin(load.run()).await,
             What::Soak(soak) => Box::pin(soak.run()).await,
+            What::Capacity(capacity) => capacity.run(),
             What::Compare(compare) => compare.run(),
         }
     }

@@ -1,9 +1,16 @@
-//! One line of a benchmark's output, written by the commands that measure and read by `pixeld bench compare`.
+//! One line of a benchmark's output, written by the commands that measure and read by `pixeld bench compare` and `capacity`.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+
+use crate::cli::failure::Failure;
+use crate::cli::input;
+
+/// Bytes of measurements read from one file: those of weeks.
+const MAX_RECORDS: u64 = 1 << 30;
 
 /// A measurement of either kind.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -114,6 +121,16 @@ impl Record {
             _ => None,
         }
     }
+}
+
+/// The measurements in a file.
+pub(super) fn read(path: &Path) -> Result<Vec<Record>, Failure> {
+    let refuse = |what: String| Failure::Usage(format!("{}: {what}", path.display()));
+    let text = input::bytes(path, MAX_RECORDS).map_err(|error| refuse(error.to_string()))?;
+    let text = text.ok_or_else(|| refuse(format!("must be at most {MAX_RECORDS} bytes long")))?;
+    let records = serde_json::Deserializer::from_slice(&text).into_iter::<Record>();
+    let records = records.collect::<Result<_, _>>();
+    records.map_err(|error| refuse(format!("must hold lines of `pixeld bench --json`: {error}")))
 }
 
 fn flatten(path: &str, value: &Value, figures: &mut BTreeMap<String, f64>) {

@@ -123,7 +123,7 @@ pub(super) struct Measured {
 }
 
 /// Percentiles, in microseconds.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(super) struct Spread {
     pub(super) p50: u64,
     pub(super) p90: u64,
@@ -155,21 +155,24 @@ pub(super) struct Figures {
 
 /// Times, some of which only say "at least".
 #[derive(Debug)]
-struct Times {
+pub(super) struct Times {
     histogram: Histogram<u64>,
     at_least: u64,
 }
 
 impl Times {
-    fn new() -> Result<Self, Failure> {
+    pub(super) fn new() -> Result<Self, Failure> {
         let histogram =
             Histogram::new_with_bounds(1, LONGEST_US, 3).map_err(|error| Failure::Internal(error.to_string()))?;
         Ok(Self { histogram, at_least: 0 })
     }
 
     fn record(&mut self, from: Instant, to: Instant) {
-        let micros = to.saturating_duration_since(from).as_micros();
-        self.histogram.saturating_record(u64::try_from(micros).unwrap_or(u64::MAX));
+        self.took(to.saturating_duration_since(from));
+    }
+
+    pub(super) fn took(&mut self, time: Duration) {
+        self.histogram.saturating_record(u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
     }
 
     fn record_at_least(&mut self, from: Instant, to: Instant) {
@@ -177,7 +180,12 @@ impl Times {
         self.at_least += 1;
     }
 
-    fn spread(&self) -> Option<Spread> {
+    /// Microseconds.
+    pub(super) fn mean(&self) -> f64 {
+        self.histogram.mean()
+    }
+
+    pub(super) fn spread(&self) -> Option<Spread> {
         let [p50, p90, p99, p999] = [0.5, 0.9, 0.99, 0.999].map(|quantile| self.histogram.value_at_quantile(quantile));
         let spread = Spread { p50, p90, p99, p999, max: self.histogram.max() };
         (!self.histogram.is_empty()).then_some(spread)
