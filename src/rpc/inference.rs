@@ -9,6 +9,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use prost_types::Duration;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::deadline::{self, Deadline};
@@ -498,7 +499,9 @@ impl GrpcInferenceService for Inference {
             }
         });
         // Without it, requests of a client that stopped reading would keep their places.
-        let lease = Lease::new(answers, deadline, unread, Arc::new(Progress::default()));
+        // What samples is a stream of its own below, which ends when it is cancelled.
+        let cancelled = CancellationToken::new();
+        let lease = Lease::new(answers, deadline, unread, Arc::new(Progress::default()), cancelled);
         Ok(Response::new(lease.boxed()))
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::Stream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::convert::{self, MAX_ANSWER_BYTES};
@@ -88,7 +89,9 @@ impl ScoringService for Scorings {
         let deadline = deadline::of(&request);
         let scores = ScoreStream::new(request.into_inner(), (self.catalogue.clone(), self.limits), deadline);
         let progress = Arc::new(Progress::default());
-        let lease = Lease::new(scores.answers(), deadline, self.limits.unread_timeout, progress);
+        // Scores have no name to be cancelled by.
+        let cancelled = CancellationToken::new();
+        let lease = Lease::new(scores.answers(), deadline, self.limits.unread_timeout, progress, cancelled);
         Ok(Response::new(Box::pin(lease)))
     }
 }
