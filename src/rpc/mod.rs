@@ -32,6 +32,7 @@ mod trace;
 mod upload;
 
 pub(crate) use admin::ServerInfo;
+pub use admin::LogFilter;
 pub use connection::ConnectionLimits;
 pub(crate) use health::Health;
 pub use health::serves;
@@ -99,8 +100,14 @@ pub(crate) fn services(catalogue: &Catalogue, limits: Limits, max_request_bytes:
 ///
 /// # Errors
 /// If the descriptors that the build script wrote cannot be read.
-pub(crate) fn admin_services(fleet: &Fleet, info: ServerInfo, drain: CancellationToken, health: &Health) -> Served {
-    let admin = AdminServiceServer::new(Admin { fleet: fleet.clone(), info, drain });
+pub(crate) fn admin_services(
+    fleet: &Fleet,
+    log: Option<LogFilter>,
+    info: ServerInfo,
+    drain: CancellationToken,
+    health: &Health,
+) -> Served {
+    let admin = AdminServiceServer::new(Admin { fleet: fleet.clone(), log, info, drain });
     let names = [name(&admin)];
     with_health_and_reflection(Routes::new(admin), health, proto::ADMIN_DESCRIPTORS, &names)
 }
