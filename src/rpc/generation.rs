@@ -35,7 +35,7 @@ pub(super) struct Generations {
 }
 
 impl Generations {
-    fn desk(&self) -> Desk<'_> {
+    pub(super) fn desk(&self) -> Desk<'_> {
         Desk { catalogue: &self.catalogue, limits: &self.limits, running: &self.running }
     }
 }

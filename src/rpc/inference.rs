@@ -65,24 +65,24 @@ pub(super) struct Inference {
 }
 
 /// What a request asks for.
-enum Task {
+pub(super) enum Task {
     Sample { spec: Box<GenerationSpec>, granularity: Granularity },
     Score(ScoreImagesRequest),
 }
 
 /// A request that was understood.
-struct Call {
+pub(super) struct Call {
     handle: Handle,
     id: String,
     /// Outputs asked for; empty for all that cost nothing more.
     wanted: Vec<String>,
-    task: Task,
+    pub(super) task: Task,
 }
 
 type Answers = Pin<Box<dyn Stream<Item = Result<ModelInferResponse, Status>> + Send>>;
 
 impl Inference {
-    fn read(&self, request: ModelInferRequest) -> Result<Call, Error> {
+    pub(super) fn read(&self, request: ModelInferRequest) -> Result<Call, Error> {
         let ModelInferRequest { model_name, model_version, id, parameters, inputs, outputs, raw_input_contents } =
             request;
         let handle = self.generations.catalogue.resolve(&model_name)?;

@@ -4,6 +4,7 @@
 //! `upload` (bounds on what is sent), a service (`generation`, `scoring`, `models`; `admin` on connections of its own, `socket`),
 //! `convert` (what came) and the engine's handle; its answer passes `stream` or `score_stream`, `answer` (what goes) and
 //! `lease` (who reads it); `load_report` tells balancers at its end how busy this is. Errors become statuses in `status` alone.
+//! `messages` reads what a service would, for fuzzing.
 
 mod admin;
 mod answer;
@@ -18,6 +19,7 @@ mod inference;
 mod lease;
 mod listen;
 mod load_report;
+pub mod messages;
 mod meter;
 mod models;
 pub mod proto;
@@ -31,8 +33,8 @@ mod tensors;
 mod trace;
 mod upload;
 
-pub(crate) use admin::ServerInfo;
 pub use admin::LogFilter;
+pub(crate) use admin::ServerInfo;
 pub use connection::ConnectionLimits;
 pub(crate) use health::Health;
 pub use health::serves;
