@@ -30,12 +30,13 @@ otlp: setup ## the test of what a build with the feature otlp sends to a collect
 conformance: setup ## the laws that every family keeps, and by how much, as a table
 	@$(PYTHON) scripts/conformance.py
 
-fuzz: setup ## thousands of random networks on both decode backends, and of damaged checkpoints and manifests
+fuzz: setup ## thousands of random networks on both decode backends, and of damaged checkpoints, manifests, messages, images, settings
 	PROPTEST_CASES=$(or $(CASES),2000) cargo test --release --locked --lib decode::tests
 	PROPTEST_CASES=$(or $(CASES),2000) cargo test --release --locked --lib manifest
 	PROPTEST_CASES=$(or $(CASES),200000) cargo test --release --locked --test hostile
+	PROPTEST_CASES=$(or $(CASES),200000) cargo test --release --locked --test it untrusted
 
-fuzz-coverage: setup $(TOOLS)/bin/cargo-fuzz ## fuzz manifests and checkpoints guided by coverage (needs a nightly toolchain)
+fuzz-coverage: setup $(TOOLS)/bin/cargo-fuzz ## fuzz all that is not ours to trust, guided by coverage (needs a nightly toolchain)
 	PATH="$(TOOLS)/bin:$$PATH" sh scripts/fuzz.sh
 
 $(TOOLS)/bin/cargo-fuzz:
@@ -110,9 +111,10 @@ capacity: build ## hold the capacity model against three replicas behind a proxy
 container: build ## build the container image and try it, as root on Debian 12 (ARGS=--local-bases where no registry is)
 	@bash deploy/container.sh $(ARGS)
 
-lists: setup ## write the lists of settings and metrics in docs/ again
+lists: setup ## write the lists of settings and metrics in docs/ and the seeds of fuzz/ again
 	PIXELD_WRITE_DOCS=1 cargo test --locked --lib config::tests::the_list
 	PIXELD_WRITE_DOCS=1 cargo test --locked --test metrics the_list
+	PIXELD_WRITE_DOCS=1 cargo test --locked --test it the_seeds
 
 readme: build ## run the commands that the README shows
 	@sh scripts/readme.sh

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs every fuzz target of fuzz/ for SECONDS_EACH seconds (default 60), from what the repository has of its kind. Needs a
-# nightly toolchain and cargo-fuzz. What is found is left in fuzz/artifacts; corpora grow in fuzz/corpus.
+# Runs every fuzz target of fuzz/, or those in TARGETS, for SECONDS_EACH seconds (default 60), from what the repository has of
+# its kind. Needs a nightly toolchain and cargo-fuzz. What is found is left in fuzz/artifacts; corpora grow in fuzz/corpus.
 set -eu
 cd "$(dirname "$0")/.."
 unset CARGO_TARGET_DIR
@@ -8,8 +8,10 @@ LD_LIBRARY_PATH=$(python3 scripts/setup.py --print libtorch)/lib
 export LD_LIBRARY_PATH
 seeds=$(mktemp -d)
 trap 'rm -rf "$seeds"' EXIT
-targets="checkpoint pickle safetensors_header manifest image_gpt"
-for target in $targets; do mkdir "$seeds/$target"; done
+targets=${TARGETS:-checkpoint pickle safetensors_header manifest image_gpt message png configuration}
+for target in checkpoint pickle safetensors_header manifest image_gpt; do mkdir "$seeds/$target"; done
+cp -r fuzz/seeds/* "$seeds"
+cp deploy/config.example.toml "$seeds/configuration"
 cp tests/golden/import/*/*.pth tests/golden/import/*/*.npz "$seeds/checkpoint"
 for case in tests/golden/*/*/; do
     name=$(echo "$case" | tr / _)

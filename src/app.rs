@@ -52,6 +52,7 @@ pub struct App {
     health: rpc::Health,
     /// Cancelled by an operator who wants it to end.
     drain: CancellationToken,
+    log: Option<rpc::LogFilter>,
     admin: Option<JoinHandle<()>>,
     /// Ends the models of an app that was never served.
     _stop: DropGuard,
@@ -94,6 +95,7 @@ impl App {
             fleet,
             health: rpc::Health::new(),
             drain: CancellationToken::new(),
+            log: None,
             admin: None,
             _stop: stop,
         }
@@ -109,6 +111,12 @@ impl App {
     #[must_use]
     pub fn guarded(self, security: Security) -> Self {
         Self { security, ..self }
+    }
+
+    /// Lets operators change what is logged.
+    #[must_use]
+    pub fn logging(self, log: rpc::LogFilter) -> Self {
+        Self { log: Some(log), ..self }
     }
 
     /// The models and their states.
@@ -141,7 +149,7 @@ impl App {
     {
         let engine = &self.config.engine;
         let info = ServerInfo { backend: engine.backend, precision: engine.precision, ..ServerInfo::now() };
-        let routes = rpc::admin_services(&self.fleet, info, self.drain.clone(), &self.health)
+        let routes = rpc::admin_services(&self.fleet, self.log.clone(), info, self.drain.clone(), &self.health)
             .map_err(|error| AppError::Services(error.into()))?;
         let uploads = Uploads::new(ADMIN_REQUEST_BYTES * 64, ADMIN_REQUEST_BYTES);
         // Operators may stay for as long as they like.

@@ -171,6 +171,30 @@ fn fifty_loads_and_unloads_leave_threads_files_and_the_catalogue_where_they_were
 }
 
 #[test]
+fn the_filter_of_the_log_changes_while_the_server_runs_and_a_bad_one_changes_nothing() {
+    let mut server = Server::start();
+    for name in ["first", "second", "third"] {
+        put(server.folder.path(), name, "0.3");
+    }
+    let set = |filter: &str| server.json(&["log-filter", filter]);
+    assert_eq!(set("warn"), serde_json::json!({"filter": "warn", "previous_filter": "info"}));
+    assert_eq!(server.json(&["load", "first"])["state"], "ready");
+    let refused = server.admin(&["log-filter", "pixeld=loud"]);
+    assert_eq!(refused.status.code(), Some(64));
+    let told = String::from_utf8(refused.stderr).unwrap();
+    assert!(told.contains("filter: must be a filter such as") && told.contains("pixeld=loud"), "{told}");
+    assert_eq!(server.json(&["load", "second"])["state"], "ready");
+    assert_eq!(set("info")["previous_filter"], "warn");
+    assert_eq!(server.json(&["load", "third"])["state"], "ready");
+    let mut lines = String::new();
+    while !(lines.contains("serving") && lines.contains("third")) {
+        assert!(server.log.read_line(&mut lines).unwrap() > 0, "{lines}");
+    }
+    let told_of = ["toy", "first", "second"].map(|name| lines.contains(&format!("\"{name}\"")));
+    assert_eq!(told_of, [true, false, false], "{lines}");
+}
+
+#[test]
 fn a_hangup_makes_the_server_look_for_packages_and_say_what_it_found() {
     let mut server = Server::start();
     let before = server.models();

@@ -3,6 +3,8 @@
 // Helpers of tests may panic as tests do.
 #![allow(clippy::indexing_slicing, clippy::unwrap_used)]
 
+mod damage;
+
 use std::fs;
 use std::io::Cursor;
 use std::path::Path;
@@ -13,7 +15,8 @@ use pixeld::import::{
     self, Divisor, ImageGpt, ImageTransformer, OpenaiPixelCnn, PixelCnnPp, Reading, Tensors, clusters,
 };
 use proptest::prelude::*;
-use proptest::sample::Index;
+
+use self::damage::change;
 
 // The only test of this program is the one below, so that nobody else's memory is counted.
 #[global_allocator]
@@ -46,56 +49,6 @@ static IMAGE_GPT: LazyLock<Vec<ImageGpt>> = LazyLock::new(|| {
     };
     [("relu_wide", None), ("quick_gelu", Some([2, 8]))].map(format).to_vec()
 });
-
-/// One change of a file.
-#[derive(Clone, Debug)]
-enum Change {
-    Set(Index, u8),
-    Number(Index, u64, usize),
-    Cut(Index),
-    Remove(Index, usize),
-    Copy(Index, Index, usize),
-}
-
-impl Change {
-    fn apply(&self, bytes: &mut Vec<u8>) {
-        if bytes.is_empty() {
-            return;
-        }
-        let length = bytes.len();
-        match *self {
-            Self::Set(at, byte) => bytes[at.index(length)] = byte,
-            Self::Number(at, number, width) => {
-                let at = at.index(length);
-                let width = width.min(length - at);
-                bytes[at..at + width].copy_from_slice(&number.to_le_bytes()[..width]);
-            }
-            Self::Cut(at) => bytes.truncate(at.index(length)),
-            Self::Remove(at, count) => {
-                let at = at.index(length);
-                bytes.drain(at..(at + count).min(length));
-            }
-            Self::Copy(from, to, count) => {
-                let from = from.index(length);
-                let piece = bytes[from..(from + count).min(length)].to_vec();
-                let to = to.index(length);
-                bytes.splice(to..to, piece);
-            }
-        }
-    }
-}
-
-fn change() -> impl Strategy<Value = Change> {
-    let numbers = prop_oneof![any::<u64>(), (0u32..64).prop_map(|bit| 1 << bit), Just(u64::MAX), Just(0)];
-    prop_oneof![
-        (any::<Index>(), any::<u8>()).prop_map(|(at, byte)| Change::Set(at, byte)),
-        (any::<Index>(), numbers, prop_oneof![Just(1usize), Just(2), Just(4), Just(8)])
-            .prop_map(|(at, number, width)| Change::Number(at, number, width)),
-        any::<Index>().prop_map(Change::Cut),
-        (any::<Index>(), 1usize..40).prop_map(|(at, count)| Change::Remove(at, count)),
-        (any::<Index>(), any::<Index>(), 1usize..200).prop_map(|(from, to, count)| Change::Copy(from, to, count)),
-    ]
-}
 
 /// A checkpoint of a form, damaged in a few places: of its first 4 KiB, of its last, or of all.
 fn damaged() -> impl Strategy<Value = Vec<u8>> {

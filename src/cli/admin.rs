@@ -17,7 +17,7 @@ use super::{client, connect, output};
 use crate::rpc::proto::admin_service_client::AdminServiceClient;
 use crate::rpc::proto::{
     DrainServerRequest, GetLoadRequest, GetServerInfoRequest, LoadModelRequest, Model, ModelLoad, ReloadModelRequest,
-    SetAliasRequest, UnloadModelRequest,
+    SetAliasRequest, SetLogFilterRequest, UnloadModelRequest,
 };
 
 const SOCKET: &str = "/run/pixeld/admin.sock";
@@ -30,6 +30,7 @@ Examples:
   pixeld admin load letters
   pixeld admin reload digits --socket /run/pixeld/admin.sock
   pixeld admin alias stable digits --endpoint http://127.0.0.1:50052
+  pixeld admin log-filter info,pixeld=debug
   pixeld admin load-status --json";
 
 /// Flags of `pixeld admin`.
@@ -86,6 +87,11 @@ enum Command {
     LoadStatus {
         /// One model instead of all
         name: Option<String>,
+    },
+    /// Log by another filter until the server ends
+    LogFilter {
+        /// As log.filter, for example info,pixeld=debug
+        filter: String,
     },
     /// End the server as SIGTERM does
     Drain,
@@ -163,6 +169,14 @@ impl Command {
             Command::LoadStatus { name } => {
                 let request = GetLoadRequest { model: name.unwrap_or_default() };
                 loads(&client.get_load(within(timeout, request)).await?.into_inner().models)
+            }
+            Command::LogFilter { filter } => {
+                let request = SetLogFilterRequest { filter: filter.clone() };
+                let previous = client.set_log_filter(within(timeout, request)).await?.into_inner().previous_filter;
+                Answer {
+                    json: vec![json!({"filter": filter, "previous_filter": previous})],
+                    text: format!("the log is filtered by {filter}, before {previous}"),
+                }
             }
             Command::Drain => {
                 client.drain_server(within(timeout, DrainServerRequest {})).await?;

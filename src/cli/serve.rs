@@ -13,7 +13,7 @@ use super::{output, packages};
 use crate::config::AdminAddress;
 use crate::engine::{self, catalogue::Catalogue};
 use crate::fleet::{Fleet, Rescan};
-use crate::rpc::{AdminListener, Listener, serves};
+use crate::rpc::{AdminListener, Listener, LogFilter, serves};
 use crate::security::Security;
 use crate::telemetry::{self, metrics};
 
@@ -41,7 +41,7 @@ pub(super) struct Serve {
 impl Serve {
     pub(super) async fn run(self) -> Result<(), Failure> {
         let config = self.settings.load(self.listen.as_deref(), None)?;
-        let _telemetry = telemetry::init(&config.log, &config.trace)
+        let telemetry = telemetry::init(&config.log, &config.trace)
             .map_err(|error| Failure::Usage(format!("trace.endpoint: {error}")))?;
         let (mut signals, hangups) = (Signals::new()?, listen(SignalKind::hangup())?);
         let security = Security::load(config.server.tls.as_ref(), &config.auth)?;
@@ -73,7 +73,9 @@ impl Serve {
             ),
             None => None,
         };
-        let mut app = packages::start(config)?.guarded(security);
+        let log = telemetry.filter();
+        let log = LogFilter::new(move |filter| log.set(filter));
+        let mut app = packages::start(config)?.guarded(security).logging(log);
         if let Some(admin) = admin {
             app.administer(admin).map_err(|error| Failure::Internal(error.to_string()))?;
         }

@@ -87,7 +87,10 @@ pub(super) fn check(settings: BTreeMap<String, Setting>) -> Result<Config, Viola
         },
         admin: Admin { listen: reader.read("admin.listen", parse_admin).flatten() },
         metrics: Metrics { listen: reader.read("metrics.listen", parse_address_or_none).flatten() },
-        log: Log { filter: reader.read("log.filter", parse_filter).unwrap_or_default(), json: reader.flag("log.json") },
+        log: Log {
+            filter: reader.read("log.filter", |text| log_filter(text).map(|_| text.to_owned())).unwrap_or_default(),
+            json: reader.flag("log.json"),
+        },
         trace: Trace {
             endpoint: reader.read("trace.endpoint", parse_collector).flatten(),
             ratio: reader.read("trace.ratio", parse_ratio).unwrap_or_default(),
@@ -306,9 +309,10 @@ fn parse_precision(text: &str) -> Result<Precision, String> {
     found.ok_or_else(|| "\"f32\" or \"bf16\"".to_owned())
 }
 
-fn parse_filter(text: &str) -> Result<String, String> {
-    match EnvFilter::builder().parse(text) {
-        Ok(_) => Ok(text.to_owned()),
-        Err(error) => Err(format!("a filter such as \"info,pixeld=debug\" ({error})")),
-    }
+/// Reads a filter of the log.
+///
+/// # Errors
+/// What it must be.
+pub fn log_filter(text: &str) -> Result<EnvFilter, String> {
+    EnvFilter::builder().parse(text).map_err(|error| format!("a filter such as \"info,pixeld=debug\" ({error})"))
 }

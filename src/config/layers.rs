@@ -19,6 +19,9 @@ const PREFIX: &str = "PIXELD";
 const SEPARATOR: &str = "__";
 const ENVIRONMENT_ORIGIN: &str = "the environment";
 
+/// Variables by name.
+pub type Variables = Map<String, String>;
+
 /// What lies above the built-in defaults, lowest first.
 #[derive(Clone, Debug, Default)]
 pub struct Layers {
@@ -27,7 +30,7 @@ pub struct Layers {
     /// A TOML file.
     pub file: Option<PathBuf>,
     /// Variables instead of those of the process.
-    pub environment: Option<Map<String, String>>,
+    pub environment: Option<Variables>,
     /// Settings given as flags.
     pub flags: Vec<Flag>,
 }

@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-pub use layers::{Flag, Layers, load};
+pub use check::log_filter;
+pub use layers::{Flag, Layers, Variables, load};
 
 use crate::engine::EngineConfig;
 use crate::job::Limits;

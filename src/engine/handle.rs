@@ -87,7 +87,8 @@ impl Handle {
     }
 
     /// Takes places for `images` images of `class`, before anything is spent on them; never waits. To be asked before a
-    /// request is decoded: a refusal should be cheap.
+    /// request is decoded: a refusal should be cheap. Where people would be refused who want images sampled, batch jobs that
+    /// wait for a slot end instead, the latest first, with the error that they would be refused with.
     ///
     /// # Errors
     /// [`Error::QueueFull`], [`Error::Draining`], [`Error::ModelFailed`]; [`Error::Invalid`] for more images than there
@@ -106,7 +107,17 @@ impl Handle {
             let rule = format!("must be at most {limit}, the places of the queue for this class, got {images}");
             return Err(Violations::one(field, rule).into());
         }
-        permit.ok_or_else(|| self.full(kind, images, class))
+        if let Some(permit) = permit {
+            return Ok(permit);
+        }
+        let made = (kind == Kind::Sampling && class == Class::Interactive).then(|| {
+            let missing = images.saturating_sub(places.free(class));
+            self.shared.batch.make_room(missing, |shed| self.full(kind, shed, Class::Batch));
+            places.take(class, images)
+        });
+        // Again, as it may have changed before the places were taken.
+        self.serving()?;
+        made.flatten().ok_or_else(|| self.full(kind, images, class))
     }
 
     /// What `images` more images of `class`, of which `known` values are there, would take from now to the last value of the
@@ -170,10 +181,14 @@ impl Handle {
     /// Sends an admitted job, whatever has become of admission since.
     pub(super) fn send(&self, job: SampleJob, buffer: &Arc<SampleBuffer>, permit: Permit) -> Result<Claim, Error> {
         let (images, class, job) = (job.images, job.class, Arc::new(job));
-        self.submit(Kind::Sampling, (images, class), permit, |id, images, part| {
+        let claim = self.submit(Kind::Sampling, (images, class), permit, |id, images, part| {
             let promise = Promise::new(Arc::clone(buffer), part);
             Command::Sample { id, job: Arc::clone(&job), images, promise }
-        })
+        })?;
+        if class == Class::Batch {
+            self.shared.batch.enter(images, &claim, Arc::downgrade(buffer));
+        }
+        Ok(claim)
     }
 
     /// Queues a scoring job; never waits. `deadline`: when the client gives up.
@@ -270,7 +285,7 @@ impl Handle {
         let parts: Vec<_> = split(images, &burdens).into_iter().filter_map(lane).collect();
         let id = self.shared.new_job();
         let shards = parts.iter().map(|(shard, ..)| Arc::clone(shard)).collect();
-        let claim = Claim { whole: Arc::new(Whole::new(id, shards)), _permit: permit };
+        let claim = Claim::new(Whole::new(id, shards), permit);
         for (shard, commands, range) in parts {
             let part = Part::new(Arc::clone(&claim.whole), Arc::clone(shard), kind, range.end - range.start);
             // A part that cannot be sent fails the job, which takes those out that were.

@@ -17,6 +17,7 @@ mod meter;
 mod part;
 mod pass;
 mod shared;
+mod shed;
 mod split;
 mod stages;
 mod stream;

@@ -1,7 +1,7 @@
 //! What the threads of an engine and its handles have in common.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -12,6 +12,7 @@ use super::gauges::{Gauges, Load};
 use super::health::Health;
 use super::ledger::Ledger;
 use super::part::Whole;
+use super::shed::Batch;
 use super::thread::EngineConfig;
 use crate::error::Error;
 use crate::job::Class;
@@ -39,6 +40,7 @@ pub(super) struct Shared {
     pub(super) shards: Vec<Arc<Shard>>,
     pub(super) sampling: Places,
     pub(super) scoring: Places,
+    pub(super) batch: Batch,
     /// Held while a job is divided and sent: two that came at once would find the same shard idle.
     pub(super) submitting: Mutex<()>,
     /// One for each handle of somebody who may still send requests.
@@ -62,6 +64,7 @@ impl Shared {
             shards: (0..shards).map(|_| Arc::new(Shard::new(&spec.name, spec.slots, now))).collect(),
             sampling: Places::new(config, slots),
             scoring: Places::new(config, scored_together),
+            batch: Batch::default(),
             submitting: Mutex::default(),
             leases: TaskTracker::new(),
             next_job: AtomicU64::new(0),
@@ -302,11 +305,21 @@ impl Cancelled {
 #[derive(Debug)]
 pub(super) struct Claim {
     pub(super) whole: Arc<Whole>,
-    /// Given back after the job is on the lists, since a field is dropped after its struct.
-    pub(super) _permit: Permit,
+    /// Given back after the job is on the lists, since a field is dropped after its struct; or taken, if the job is shed.
+    permit: Arc<Mutex<Option<Permit>>>,
 }
 
 impl Claim {
+    /// On a job that is about to be sent.
+    pub(super) fn new(whole: Whole, permit: Permit) -> Self {
+        Self { whole: Arc::new(whole), permit: Arc::new(Mutex::new(Some(permit))) }
+    }
+
+    /// What it consists of, for those who have no right to it.
+    pub(super) fn weak(&self) -> (Weak<Mutex<Option<Permit>>>, Weak<Whole>) {
+        (Arc::downgrade(&self.permit), Arc::downgrade(&self.whole))
+    }
+
     /// Gives the job up, unless it has ended.
     pub(super) fn recall(&self) {
         self.whole.recall();

@@ -1,5 +1,7 @@
 //! The service of operators.
 
+use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio_util::sync::CancellationToken;
@@ -10,7 +12,8 @@ use super::proto::admin_service_server::AdminService;
 use super::proto::{
     self, DrainServerRequest, DrainServerResponse, GetLoadRequest, GetLoadResponse, GetServerInfoRequest,
     GetServerInfoResponse, LoadModelRequest, LoadModelResponse, Model, ModelLoad, ModelMemory, ReloadModelRequest,
-    ReloadModelResponse, SetAliasRequest, SetAliasResponse, UnloadModelRequest, UnloadModelResponse,
+    ReloadModelResponse, SetAliasRequest, SetAliasResponse, SetLogFilterRequest, SetLogFilterResponse,
+    UnloadModelRequest, UnloadModelResponse,
 };
 use super::status::status;
 use super::{answer, convert};
@@ -22,6 +25,8 @@ use crate::spec::{Backend, Precision};
 
 /// Longest that requests may be given to finish.
 const LONGEST_DRAIN: Duration = Duration::from_secs(24 * 3600);
+/// Longest filter quoted back.
+const MAX_QUOTED: usize = 200;
 
 /// What a server is, apart from its models.
 #[derive(Clone, Copy, Debug)]
@@ -42,10 +47,31 @@ impl ServerInfo {
     }
 }
 
+type SetLogFilter = dyn Fn(&str) -> Result<String, String> + Send + Sync;
+
+/// Changes what is logged.
+#[derive(Clone)]
+pub struct LogFilter(Arc<SetLogFilter>);
+
+impl LogFilter {
+    /// `set` takes a filter and returns the one before, or what a filter must be.
+    pub fn new(set: impl Fn(&str) -> Result<String, String> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(set))
+    }
+}
+
+impl fmt::Debug for LogFilter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LogFilter")
+    }
+}
+
 /// Operates the server.
 #[derive(Clone, Debug)]
 pub(super) struct Admin {
     pub(super) fleet: Fleet,
+    /// None where nothing is logged.
+    pub(super) log: Option<LogFilter>,
     pub(super) info: ServerInfo,
     /// Cancelled to end the server.
     pub(super) drain: CancellationToken,
@@ -128,6 +154,21 @@ impl AdminService for Admin {
         };
         let models = models.iter().filter_map(|(name, state)| load(name, state, catalogue.is_draining()));
         Ok(Response::new(GetLoadResponse { models: models.collect() }))
+    }
+
+    async fn set_log_filter(
+        &self,
+        request: Request<SetLogFilterRequest>,
+    ) -> Result<Response<SetLogFilterResponse>, Status> {
+        let SetLogFilterRequest { filter } = request.into_inner();
+        let LogFilter(set) =
+            self.log.as_ref().ok_or_else(|| status(&Error::Unsupported("this server has no log".to_owned())))?;
+        let previous_filter = set(&filter).map_err(|rule| {
+            let given: String = filter.chars().take(MAX_QUOTED).collect();
+            status(&Violations::one("filter", format!("must be {rule}, got {given:?}")).into())
+        })?;
+        tracing::info!(filter, previous_filter, "log filter set");
+        Ok(Response::new(SetLogFilterResponse { previous_filter }))
     }
 
     async fn drain_server(

@@ -53,11 +53,19 @@ impl<U: Message + Default> Decoder for BoundedDecoder<U> {
 
     fn decode(&mut self, message: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
         // The whole message lies in one piece.
-        match fields(message.chunk()) {
-            Ok(count) if count > MAX_FIELDS => Err(Status::internal(format!("must have at most {MAX_FIELDS} fields"))),
-            // What is malformed is told by the decoder, which knows where.
-            Ok(_) | Err(_) => self.0.decode(message),
-        }
+        check_fields(message.chunk()).map_err(Status::internal)?;
+        self.0.decode(message)
+    }
+}
+
+/// Refuses a message of too many fields. What is malformed is told by the decoder, which knows where.
+///
+/// # Errors
+/// How many it may have.
+pub(super) fn check_fields(message: &[u8]) -> Result<(), String> {
+    match fields(message) {
+        Ok(count) if count > MAX_FIELDS => Err(format!("must have at most {MAX_FIELDS} fields")),
+        Ok(_) | Err(_) => Ok(()),
     }
 }
 

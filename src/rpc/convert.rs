@@ -339,18 +339,39 @@ fn describe(shape: proto::ImageShape) -> String {
 
 /// The given id if it keeps the rule, a UUID4 if there is none.
 fn request_id(given: String, violations: &mut Violations) -> String {
+    let fits = check_request_id(&given, "spec.request_id", violations);
+    let id = if fits && !given.is_empty() { given } else { Uuid::new_v4().to_string() };
+    tracing::Span::current().record("request_id", id.as_str());
+    id
+}
+
+/// Checks the name of a request that may run.
+///
+/// # Errors
+/// It is none, or no request can have it.
+pub(super) fn running_id(given: &str) -> Result<(), Violations> {
+    if given.is_empty() {
+        return Err(Violations::one("request_id", "must name a request, got nothing"));
+    }
+    let mut violations = Violations::new();
+    if check_request_id(given, "request_id", &mut violations) {
+        tracing::Span::current().record("request_id", given);
+    }
+    violations.into_result(())
+}
+
+/// Whether `given` keeps the rule; what it breaks is added under `field`.
+fn check_request_id(given: &str, field: &str, violations: &mut Violations) -> bool {
     let fits = given.len() <= MAX_REQUEST_ID
         && given.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
     if !fits {
         let quoted: String = given.chars().take(MAX_QUOTED).collect();
         violations.add(
-            "spec.request_id",
+            field,
             format!("must be up to {MAX_REQUEST_ID} of A-Z a-z 0-9 - _ . , got {} bytes: {quoted:?}", given.len()),
         );
     }
-    let id = if fits && !given.is_empty() { given } else { Uuid::new_v4().to_string() };
-    tracing::Span::current().record("request_id", id.as_str());
-    id
+    fits
 }
 
 /// The operating system's randomness, by way of the library that already draws from it. A UUID4 has six fixed bits of

@@ -10,8 +10,8 @@ use super::convert::{self, Desk, Generation, MAX_ANSWER_BYTES};
 use super::lease::{Lease, Progress};
 use super::proto::generation_service_server::GenerationService;
 use super::proto::{
-    GenerateImagesRequest, GenerateImagesResponse, ImageEncoding, StreamGenerateImagesRequest,
-    StreamGenerateImagesResponse,
+    CancelGenerationRequest, CancelGenerationResponse, GenerateImagesRequest, GenerateImagesResponse, ImageEncoding,
+    StreamGenerateImagesRequest, StreamGenerateImagesResponse,
 };
 use super::running::Running;
 use super::status::status;
@@ -35,7 +35,7 @@ pub(super) struct Generations {
 }
 
 impl Generations {
-    fn desk(&self) -> Desk<'_> {
+    pub(super) fn desk(&self) -> Desk<'_> {
         Desk { catalogue: &self.catalogue, limits: &self.limits, running: &self.running }
     }
 }
@@ -56,8 +56,12 @@ impl GenerationService for Generations {
             let generation = checked.and_then(must_fit_one_answer)?;
             let facts = Facts::of(&generation);
             let canvases = vec![generation.job.prefix.clone(); generation.job.images as usize];
-            let (stream, _entry) = generation.sample(deadline)?;
-            collect(stream, facts, canvases, encoding).await
+            let (stream, entry) = generation.sample(deadline)?;
+            tokio::select! {
+                biased;
+                answer = collect(stream, facts, canvases, encoding) => answer,
+                () = entry.cancelled().cancelled_owned() => Err(Error::Cancelled),
+            }
         };
         answer.await.map(Response::new).map_err(|error| status(&error))
     }
@@ -77,14 +81,24 @@ impl GenerationService for Generations {
             let generation = checked.and_then(must_fit_last_message)?;
             let facts = Facts::of(&generation);
             let progress = Arc::new(Progress::new(generation.job.images, generation.job.prefix.known()));
+            let cancelled = generation.entry.cancelled();
             let stream = generation.sample(deadline)?;
             let events = stream::events(stream, facts, include_log_probs, flush.max_delay, Arc::clone(&progress));
-            Ok(Lease::new(events, deadline, self.limits.unread_timeout, progress))
+            Ok(Lease::new(events, deadline, self.limits.unread_timeout, progress, cancelled))
         };
         match start() {
             Ok(events) => Ok(Response::new(Box::pin(events))),
             Err(error) => Err(status(&error)),
         }
+    }
+
+    async fn cancel_generation(
+        &self,
+        request: Request<CancelGenerationRequest>,
+    ) -> Result<Response<CancelGenerationResponse>, Status> {
+        let id = request.into_inner().request_id;
+        convert::running_id(&id).map_err(|faults| status(&faults.into()))?;
+        Ok(Response::new(CancelGenerationResponse { was_running: self.running.cancel(&id) }))
     }
 }
 

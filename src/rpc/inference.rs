@@ -9,6 +9,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use prost_types::Duration;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::deadline::{self, Deadline};
@@ -64,24 +65,24 @@ pub(super) struct Inference {
 }
 
 /// What a request asks for.
-enum Task {
+pub(super) enum Task {
     Sample { spec: Box<GenerationSpec>, granularity: Granularity },
     Score(ScoreImagesRequest),
 }
 
 /// A request that was understood.
-struct Call {
+pub(super) struct Call {
     handle: Handle,
     id: String,
     /// Outputs asked for; empty for all that cost nothing more.
     wanted: Vec<String>,
-    task: Task,
+    pub(super) task: Task,
 }
 
 type Answers = Pin<Box<dyn Stream<Item = Result<ModelInferResponse, Status>> + Send>>;
 
 impl Inference {
-    fn read(&self, request: ModelInferRequest) -> Result<Call, Error> {
+    pub(super) fn read(&self, request: ModelInferRequest) -> Result<Call, Error> {
         let ModelInferRequest { model_name, model_version, id, parameters, inputs, outputs, raw_input_contents } =
             request;
         let handle = self.generations.catalogue.resolve(&model_name)?;
@@ -498,7 +499,9 @@ impl GrpcInferenceService for Inference {
             }
         });
         // Without it, requests of a client that stopped reading would keep their places.
-        let lease = Lease::new(answers, deadline, unread, Arc::new(Progress::default()));
+        // What samples is a stream of its own below, which ends when it is cancelled.
+        let cancelled = CancellationToken::new();
+        let lease = Lease::new(answers, deadline, unread, Arc::new(Progress::default()), cancelled);
         Ok(Response::new(lease.boxed()))
     }
 

@@ -2,7 +2,8 @@
 //!
 //! The transport polls a response only while the client has room for more, so a stream whose client has stopped reading
 //! never gets to look at its own clock. A lease looks from outside: past the deadline, or after a long silence, it drops
-//! the stream, and with it the permits and the job. The client finds the reason when it reads on.
+//! the stream, and with it the permits and the job; and so it does when somebody cancels the work by its name. The client
+//! finds the reason when it reads on.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -14,6 +15,7 @@ use futures_util::Stream;
 use futures_util::task::AtomicWaker;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
 
 use super::status::status;
 use crate::error::{DeadlineStage, Error};
@@ -117,6 +119,7 @@ impl<T: Send + 'static> Lease<T> {
         deadline: Option<std::time::Instant>,
         max_silence: Duration,
         progress: Arc<Progress>,
+        cancelled: CancellationToken,
     ) -> Self {
         let held = Arc::new(Mutex::new(Held { stream: Some(Box::pin(stream)), verdict: None }));
         let bell = Bell { transport: AtomicWaker::new(), epoch: Instant::now(), unread_ms: AtomicU64::new(1) };
@@ -129,6 +132,7 @@ impl<T: Send + 'static> Lease<T> {
             let verdict = tokio::select! {
                 () = super::deadline::passed(deadline.map(|deadline| deadline + GRACE)) => late(),
                 () = unread(&rung, max_silence) => progress.too_slow(),
+                () = cancelled.cancelled() => Error::Cancelled,
             };
             let mut held = lock(&watched);
             if held.stream.take().is_some() {
@@ -207,7 +211,8 @@ mod tests {
         let held = Arc::clone(&token);
         let items = items.inspect(move |_| assert!(Arc::strong_count(&held) > 0));
         let deadline = deadline.map(|after| (Instant::now() + after).into_std());
-        (Lease::new(items, deadline, MAX_SILENCE, Arc::new(Progress::default())), token)
+        let cancelled = CancellationToken::new();
+        (Lease::new(items, deadline, MAX_SILENCE, Arc::new(Progress::default()), cancelled), token)
     }
 
     fn endless() -> impl Stream<Item = Result<u32, Error>> {

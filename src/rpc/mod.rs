@@ -4,6 +4,7 @@
 //! `upload` (bounds on what is sent), a service (`generation`, `scoring`, `models`; `admin` on connections of its own, `socket`),
 //! `convert` (what came) and the engine's handle; its answer passes `stream` or `score_stream`, `answer` (what goes) and
 //! `lease` (who reads it); `load_report` tells balancers at its end how busy this is. Errors become statuses in `status` alone.
+//! `messages` reads what a service would, for fuzzing.
 
 mod admin;
 mod answer;
@@ -18,6 +19,7 @@ mod inference;
 mod lease;
 mod listen;
 mod load_report;
+pub mod messages;
 mod meter;
 mod models;
 pub mod proto;
@@ -31,6 +33,7 @@ mod tensors;
 mod trace;
 mod upload;
 
+pub use admin::LogFilter;
 pub(crate) use admin::ServerInfo;
 pub use connection::ConnectionLimits;
 pub(crate) use health::Health;
@@ -99,8 +102,14 @@ pub(crate) fn services(catalogue: &Catalogue, limits: Limits, max_request_bytes:
 ///
 /// # Errors
 /// If the descriptors that the build script wrote cannot be read.
-pub(crate) fn admin_services(fleet: &Fleet, info: ServerInfo, drain: CancellationToken, health: &Health) -> Served {
-    let admin = AdminServiceServer::new(Admin { fleet: fleet.clone(), info, drain });
+pub(crate) fn admin_services(
+    fleet: &Fleet,
+    log: Option<LogFilter>,
+    info: ServerInfo,
+    drain: CancellationToken,
+    health: &Health,
+) -> Served {
+    let admin = AdminServiceServer::new(Admin { fleet: fleet.clone(), log, info, drain });
     let names = [name(&admin)];
     with_health_and_reflection(Routes::new(admin), health, proto::ADMIN_DESCRIPTORS, &names)
 }

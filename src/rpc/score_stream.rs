@@ -14,7 +14,7 @@ use super::scoring::Scoring;
 use super::status::cause;
 use super::{answer, convert};
 use crate::engine::catalogue::Catalogue;
-use crate::engine::{Score, Timing};
+use crate::engine::{Kind, Score, Timing};
 use crate::error::{Error, Violations};
 use crate::job::{Limits, ScoreJob};
 
@@ -37,6 +37,8 @@ pub(super) struct ScoreStream {
     in_flight: VecDeque<(String, Scores)>,
     /// Refused because the queue was full, and therefore not looked at; goes in when one of ours has come out.
     refused: Option<ScoreItem>,
+    /// Why nothing more is taken in: what comes now would be late. Told after the scores that can be in time.
+    infeasible: Option<Error>,
     /// The client will send no more.
     closed: bool,
     done: bool,
@@ -58,6 +60,7 @@ impl ScoreStream {
             taken: 0,
             in_flight: VecDeque::new(),
             refused: None,
+            infeasible: None,
             closed: false,
             done: false,
             statistics: Statistics::default(),
@@ -82,11 +85,14 @@ impl ScoreStream {
     async fn next(&mut self) -> Result<Event, Error> {
         loop {
             self.submit_refused()?;
-            if self.closed && self.in_flight.is_empty() {
-                return Ok(Event::Completed(self.completed()?));
-            }
-            let wants_item = !self.closed && self.refused.is_none() && self.in_flight.len() < WINDOW;
             let idle = self.in_flight.is_empty();
+            match self.infeasible.take_if(|_| idle) {
+                Some(error) => return Err(error),
+                None if idle && self.closed => return Ok(Event::Completed(self.completed()?)),
+                None => {}
+            }
+            let waits = self.refused.is_some() || self.infeasible.is_some();
+            let wants_item = !self.closed && !waits && self.in_flight.len() < WINDOW;
             let mut server = self.catalogue.watch();
             let front = async {
                 match self.in_flight.front_mut() {
@@ -135,6 +141,7 @@ impl ScoreStream {
     /// of our own are in it: one of them coming out makes room.
     fn submit_refused(&mut self) -> Result<(), Error> {
         let (Some(item), Some(scoring)) = (self.refused.take(), &self.scoring) else { return Ok(()) };
+        let estimate = scoring.handle.estimate(Kind::Scoring, 1, scoring.scheduling.class, 0);
         let permit = match scoring.admit(1) {
             Ok(permit) => permit,
             Err(Error::QueueFull { .. }) if !self.in_flight.is_empty() => {
@@ -143,6 +150,10 @@ impl ScoreStream {
             }
             Err(error) => return Err(error),
         };
+        if let Err(late) = convert::check_deadline(self.deadline, estimate) {
+            self.infeasible = Some(late);
+            return Ok(());
+        }
         let path = format!("item[{}]", self.taken);
         self.taken += 1;
         let mut violations = Violations::new();

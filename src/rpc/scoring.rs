@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::Stream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::convert::{self, MAX_ANSWER_BYTES};
@@ -35,6 +36,15 @@ pub(super) struct Scoring {
     pub(super) handle: Handle,
     pub(super) per_value: bool,
     pub(super) scheduling: convert::Scheduling,
+}
+
+/// A scoring request that has its places in the queue.
+pub(super) struct Admitted {
+    scoring: Scoring,
+    permit: Permit,
+    /// Names of the items.
+    ids: Vec<String>,
+    pub(super) job: ScoreJob,
 }
 
 impl Scoring {
@@ -88,17 +98,19 @@ impl ScoringService for Scorings {
         let deadline = deadline::of(&request);
         let scores = ScoreStream::new(request.into_inner(), (self.catalogue.clone(), self.limits), deadline);
         let progress = Arc::new(Progress::default());
-        let lease = Lease::new(scores.answers(), deadline, self.limits.unread_timeout, progress);
+        // Scores have no name to be cancelled by.
+        let cancelled = CancellationToken::new();
+        let lease = Lease::new(scores.answers(), deadline, self.limits.unread_timeout, progress, cancelled);
         Ok(Response::new(Box::pin(lease)))
     }
 }
 
 impl Scorings {
-    async fn score(
-        &self,
-        request: ScoreImagesRequest,
-        deadline: Option<Instant>,
-    ) -> Result<ScoreImagesResponse, Error> {
+    /// Checks a request. Its items have their places before they are decoded.
+    ///
+    /// # Errors
+    /// All that is wrong with it; what [`Scoring::admit`] says; [`Error::DeadlineInfeasible`].
+    pub(super) fn read(&self, request: ScoreImagesRequest, deadline: Option<Instant>) -> Result<Admitted, Error> {
         let ScoreImagesRequest { spec, items } = request;
         let (scoring, mut violations) = Scoring::new(spec, (&self.catalogue, &self.limits), Violations::new())?;
         let spec = scoring.handle.spec();
@@ -117,6 +129,16 @@ impl Scorings {
         // The images may have come in much larger a form than they have now; what waits for its turn is the latter alone.
         let ids = items.into_iter().map(|item| item.item_id).collect::<Vec<_>>();
         let job = ScoreJob { items: images, per_value: scoring.per_value, class: scoring.scheduling.class };
+        Ok(Admitted { scoring, permit, ids, job })
+    }
+
+    async fn score(
+        &self,
+        request: ScoreImagesRequest,
+        deadline: Option<Instant>,
+    ) -> Result<ScoreImagesResponse, Error> {
+        let Admitted { scoring, permit, ids, job } = self.read(request, deadline)?;
+        let spec = scoring.handle.spec();
         let (scores, timing) = scoring.handle.score_admitted(permit, job, scoring.deadline(deadline))?.scores().await?;
         meter::finished(&spec.name, timing);
         let scores = ids.into_iter().zip(scores).map(|(id, score)| answer::score(id, score, spec));

@@ -10,24 +10,39 @@ use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, reload};
 
-use crate::config::{Log, Trace};
+use crate::config::{self, Log, Trace};
 
 /// What was started; spans that wait to be sent go out when it is dropped.
 #[derive(Debug)]
 pub struct Telemetry {
-    filter: reload::Handle<EnvFilter, Registry>,
+    filter: Filter,
     #[cfg(feature = "otlp")]
     _spans: Option<otlp::Exporter>,
 }
 
 impl Telemetry {
-    /// Logs by `filter` from now on.
+    /// What decides on the lines of the log.
+    #[must_use]
+    pub fn filter(&self) -> Filter {
+        self.filter.clone()
+    }
+}
+
+/// What decides on the lines of the log; every clone is the same one.
+#[derive(Clone, Debug)]
+pub struct Filter(reload::Handle<EnvFilter, Registry>);
+
+impl Filter {
+    /// Logs by `filter` from now on; returns the one before.
     ///
     /// # Errors
-    /// What is wrong with it; the one before stays.
-    pub fn set_filter(&self, filter: &str) -> Result<(), String> {
-        let filter = EnvFilter::builder().parse(filter).map_err(|error| error.to_string())?;
-        self.filter.reload(filter).map_err(|error| error.to_string())
+    /// What it must be; the one before stays.
+    pub fn set(&self, filter: &str) -> Result<String, String> {
+        let filter = config::log_filter(filter)?;
+        let gone = |error: reload::Error| format!("one that there is a log for ({error})");
+        let previous = self.0.with_current(ToString::to_string).map_err(gone)?;
+        self.0.reload(filter).map_err(gone)?;
+        Ok(previous)
     }
 }
 
@@ -57,7 +72,7 @@ pub fn init(log: &Log, trace: &Trace) -> io::Result<Telemetry> {
     let _ = trace;
     subscriber.try_init().map_err(io::Error::other)?;
     Ok(Telemetry {
-        filter: handle,
+        filter: Filter(handle),
         #[cfg(feature = "otlp")]
         _spans: spans,
     })

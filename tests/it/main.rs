@@ -13,6 +13,8 @@ mod cancellation;
 mod churn;
 mod connections;
 mod crowd;
+#[path = "../damage/mod.rs"]
+mod damage;
 mod deadlines;
 mod drain;
 mod faults;
@@ -36,6 +38,9 @@ mod scoring;
 mod secrets;
 mod stages;
 mod steady;
+#[path = "../../fuzz/subjects.rs"]
+mod subjects;
 mod tls;
 mod tokens;
+mod untrusted;
 mod uploads;

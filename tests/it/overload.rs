@@ -56,6 +56,30 @@ async fn batch_work_is_shed_first_and_served_last() {
     }
 }
 
+#[tokio::test]
+async fn batch_work_that_waits_ends_like_a_refusal_where_people_would_be_refused() {
+    let (daemon, gate) = Daemon::gated(1, config()).await;
+    gate.allow(1);
+    let open = async |priority, seed| daemon.generation().stream_generate_images(of_class(priority, seed)).await;
+    let mut held = vec![open(Priority::Interactive, 0).await.unwrap().into_inner()];
+    gate.blocked().await;
+    let batch = open(Priority::Batch, 1).await.unwrap().into_inner();
+    for seed in 2..=u64::from(QUEUE) {
+        held.push(open(Priority::Interactive, seed).await.unwrap().into_inner());
+    }
+    held.push(open(Priority::Interactive, 100).await.expect("batch work makes room").into_inner());
+    let status = read(batch).await.unwrap_err();
+    assert_eq!(refusal(&status), (Code::ResourceExhausted, "QUEUE_FULL".into(), vec![]));
+    assert!(status.get_error_details().retry_info().unwrap().retry_delay.unwrap() > Duration::ZERO);
+    assert!(status.metadata().contains_key(pixeld::rpc::PUSHBACK));
+    let status = open(Priority::Interactive, 101).await.unwrap_err();
+    assert_eq!(refusal(&status).1, "QUEUE_FULL", "there is no more of it");
+    gate.open();
+    for mut events in held {
+        while next(&mut events).await.unwrap().is_some() {}
+    }
+}
+
 /// Payloads that are refused as soon as they are looked at.
 fn unreadable() -> (Conditioning, ScoreItem) {
     let conditioning = Conditioning { prefix: vec![16].into(), ..Conditioning::default() };
@@ -108,6 +132,30 @@ async fn a_full_queue_refuses_before_a_payload_is_decoded() {
         while next(&mut events).await.unwrap().is_some() {}
     }
     scores.join_all().await.into_iter().for_each(|scored| assert_eq!(scored.unwrap().into_inner().scores.len(), 8));
+}
+
+#[tokio::test]
+async fn an_item_of_a_scoring_stream_that_would_be_late_is_refused_with_the_estimate() {
+    let (shape, gate) = (Shape::new(64, 512, 1, 256).unwrap(), Gate::default());
+    let model = Steady::new(MODEL, shape, 1, &gate);
+    let daemon = Daemon::start(config(), vec![Source::new(MODEL, move || Ok(Box::new(model)))]).await;
+    let image = || Image { data: vec![7; shape.values() as usize].into(), ..Image::default() };
+    let item = || ScoreItem { image: Some(image()), ..ScoreItem::default() };
+    let parts = || tokio_stream::iter([part(Part::Spec(ScoringSpec::default())), part(Part::Item(item()))]);
+    let score = async |deadline| {
+        let mut request = Request::new(parts());
+        request.set_timeout(deadline);
+        let mut answers = daemon.scoring().stream_score_images(request).await?.into_inner();
+        patiently(answers.message()).await
+    };
+    score(Duration::from_secs(24 * 3600)).await.expect("who has time is let in");
+    let measured = ScoreImagesRequest { spec: None, items: vec![item()] };
+    let measured = daemon.scoring().score_images(measured).await.unwrap().into_inner().timing.unwrap();
+    let pass = Duration::try_from(measured.decode_duration.unwrap()).unwrap();
+    let status = score(pass / 2).await.unwrap_err();
+    assert_eq!(refusal(&status), (Code::DeadlineExceeded, "DEADLINE_INFEASIBLE".into(), vec![]));
+    assert!(status.get_error_details().error_info().unwrap().metadata.contains_key("estimated_wait_ms"));
+    assert_eq!(daemon.handle(MODEL).load().submitted, 2, "nothing of it was begun");
 }
 
 /// A daemon whose images take a million steps: most of a second, whatever the machine.

@@ -8,7 +8,7 @@ use pixeld::rpc::proto::inference::ServerLiveRequest;
 use pixeld::rpc::proto::inference::grpc_inference_service_client::GrpcInferenceServiceClient;
 use pixeld::rpc::proto::model_service_client::ModelServiceClient;
 use pixeld::rpc::proto::scoring_service_client::ScoringServiceClient;
-use pixeld::rpc::proto::{ListModelsRequest, ScoreImagesRequest, StreamScoreImagesRequest};
+use pixeld::rpc::proto::{CancelGenerationRequest, ListModelsRequest, ScoreImagesRequest, StreamScoreImagesRequest};
 use pixeld::security::Group;
 use tonic::{Code, Request, Status};
 use tonic_health::pb::HealthCheckRequest;
@@ -47,6 +47,8 @@ async fn call(daemon: &Daemon, group: Group, values: &[&str]) -> Result<(), Stat
     };
     match group {
         Group::Generation => {
+            let cancel = CancelGenerationRequest { request_id: "nobody".into() };
+            GenerationServiceClient::new(channel.clone()).cancel_generation(with(cancel, values)).await?;
             let mut events = GenerationServiceClient::new(channel)
                 .stream_generate_images(with(stream(1, 7), values))
                 .await?

@@ -25,11 +25,41 @@ async fn batch_work_is_refused_while_there_is_room_for_people_who_wait() {
     let most = handle.sample(batch(9, 4), None).unwrap_err();
     assert!(matches!(&most, Error::Invalid(rules) if rules.to_string().contains("at most 3")), "{most}");
     held.extend((0..2).map(|seed| handle.sample(job(seed, 1), None).unwrap()));
-    assert!(matches!(handle.sample(job(9, 1), None), Err(Error::QueueFull { free: 0, limit: 5, .. })));
     assert!(matches!(handle.sample(batch(9, 1), None), Err(Error::QueueFull { free: 0, .. })));
     held.truncate(2);
     drop(handle.sample(batch(9, 1), None).expect("its place is free again"));
     script.open_gate();
+}
+
+#[tokio::test]
+async fn batch_work_that_waits_makes_room_for_people_the_latest_first() {
+    let Daemon { handle, script, .. } = engine(1, 4);
+    script.shut();
+    let mut running = handle.sample(batch(0, 1), None).unwrap();
+    script.wait_until_held();
+    let [mut early, mut late] = [1, 2].map(|seed| handle.sample(batch(seed, 1), None).unwrap());
+    let mut people: Vec<_> = (3..5).map(|seed| handle.sample(job(seed, 1), None).unwrap()).collect();
+    let Err(Error::QueueFull { free: 0, limit: 5, .. }) = handle.sample(job(9, 3), None) else {
+        panic!("two wait, which is not enough for three");
+    };
+    people.push(handle.sample(job(5, 1), None).expect("one of the two makes room"));
+    let Some(Err(Error::QueueFull { requested: 1, limit: 3, retry_after, .. })) = late.next(None).await else {
+        panic!("it is told what it would have been told if it came now");
+    };
+    assert!(retry_after > Duration::ZERO);
+    people.push(handle.sample(job(6, 1), None).expect("and the other"));
+    assert!(matches!(early.next(None).await, Some(Err(Error::QueueFull { .. }))));
+    // Who has a slot keeps it.
+    assert!(matches!(handle.sample(job(9, 1), None), Err(Error::QueueFull { free: 0, limit: 5, .. })));
+    script.open_gate();
+    for stream in people.iter_mut().chain([&mut running]) {
+        assert_eq!(super::streams::read(stream).await.1, Ok(()));
+    }
+    drop((people, running, early, late));
+    handle.drain();
+    handle.drained().await;
+    let load = handle.load();
+    assert_eq!((load.submitted, load.completed, load.given_up), (7, 5, 2), "every image ended once");
 }
 
 #[tokio::test]
