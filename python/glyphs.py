@@ -1,6 +1,7 @@
 """Draws the images of the packages letters and letters_upscale: the letters A to Z, in colour, from free fonts.
 
     python python/glyphs.py --side 16 --out out/letters     # held-out images and classes, for `pixeld score`
+    python python/glyphs.py --side 32 --out out/letters     # with the 8x8 versions that letters_upscale is given
 
 Image n is a function of n and its side: whatever varies comes from a generator of its own, seeded by n, in units of the
 side. So it is the same scene at every size, and a part of the images is a set of numbers. Its letter is n % 26, and it
@@ -123,6 +124,11 @@ def main() -> None:
     images, classes = draw(parts(validate=False)[1], arguments.side)
     np.save(arguments.out / "held_out_images.npy", images)
     np.save(arguments.out / "held_out_classes.npy", classes)
+    if arguments.side == 32:
+        import torch  # only here: drawing does without
+        from pixeld.train import shrunk
+
+        np.save(arguments.out / "held_out_low.npy", shrunk(torch.from_numpy(images).long(), 8).numpy().astype(np.uint8))
 
 
 if __name__ == "__main__":

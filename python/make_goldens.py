@@ -6,7 +6,8 @@ Everything is seeded, and the answers are computed in float64. Set PYTHONHASHSEE
 whose TorchScript code lists attributes in hash order.
 
 A folder tests/golden/FAMILY/CASE holds a package and golden.json: three images with classes and low-resolution images
-where the model takes them, the log-probabilities of their values, and samples. All values are in raster order, whatever
+where the model takes them, the log-probabilities of their values, and samples; one image and no samples, which take a
+pass for each value, where images are large. All values are in raster order, whatever
 the order of generation; what stands under a mask in the weights is not zero. two_stages/upper names two_stages/lower as
 its low_model, and two_stages.json holds images that the two draw together.
 """
@@ -106,6 +107,9 @@ CASES: dict[str, dict[str, Case]] = {
         "encoder_mixture": case(
             TRANSFORMER, 4, 4, 2, 9, 1, 12, 2, 12, 12, 16, "learned", "post", query_block=6, low_height=1, low_width=2,
             encoder_layers=1, input="ordinal_relu", components=2),
+        "encoder_8x8_to_32x32": case(
+            TRANSFORMER, 32, 32, 3, 32, 2, 16, 2, 16, 16, 24, "learned", "post", query_block=256, low_height=8,
+            low_width=8, encoder_layers=2, classes=3),
     },
     "image_gpt": {
         "one_channel": case(IMAGE_GPT, 5, 4, 1, 9, 2, 16, 2, 24, "gelu_sigmoid"),
@@ -172,6 +176,7 @@ CASES: dict[str, dict[str, Case]] = {
     },
 }
 REQUESTS: list[dict[str, Any]] = [{}, {"temperature": 0.7}, {"top_k": 3}, {"top_p": 0.8}]
+LARGE = 1000  # values of an image; above, it goes alone
 SPREAD = 0.3  # standard deviation of the random weights, wide enough that the distributions are far from uniform
 # A deep network of wide weights gives logistics so narrow that rounding a weight moves a value by hundredths of a nat.
 SPREADS = {"pixel_cnn_pp": 0.2}
@@ -203,22 +208,24 @@ def model_case(directory: Path, family: str, sizes: Case, seed: int, low_model: 
 
 
 def write_answers(directory: Path, module: nn.Module, seed: int) -> None:
-    """golden.json: three random images with their log-probabilities, and four samples. Makes `module` float64."""
+    """golden.json: random images with their log-probabilities, and samples. Makes `module` float64."""
     config = config_of(module)
     generator = torch.Generator().manual_seed(seed)
-    shape = (3, config.height, config.width, config.channels)
+    large = config.height * config.width * config.channels > LARGE
+    count = 1 if large else 3
+    shape = (count, config.height, config.width, config.channels)
     images = torch.randint(config.levels, shape, generator=generator)
     # The last image goes without a class: a conditional model must answer that too.
-    classes = torch.tensor([0, config.classes - 1, -1]) if config.classes else None
+    classes = torch.tensor([0, config.classes - 1, -1])[:count] if config.classes else None
     small = None
     if config.low_height is not None:
         small = torch.randint(config.levels, (4, config.low_height, config.low_width, config.channels),
                               generator=generator)
     double = module.double()
     with torch.no_grad():
-        scores = log_probs(double, images, classes, None if small is None else small[:3]).flatten(1).tolist()
+        scores = log_probs(double, images, classes, None if small is None else small[:count]).flatten(1).tolist()
     samples = []
-    for image, request in enumerate(REQUESTS):
+    for image, request in enumerate([] if large else REQUESTS):
         label = image % config.classes if config.classes and image else None
         given = None if small is None else small[image]
         drawn_seed, drawn = safe_sample(double, 1000 * seed, image, label=label, low=given, **request)
@@ -229,7 +236,7 @@ def write_answers(directory: Path, module: nn.Module, seed: int) -> None:
                         "log_likelihood": drawn.log_likelihood, "margin": drawn.margin})
     golden = {"images": images.flatten(1).tolist(),
               "classes": None if classes is None else [None if c < 0 else c for c in classes.tolist()],
-              **({} if small is None else {"low": small[:3].flatten(1).tolist()}),
+              **({} if small is None else {"low": small[:count].flatten(1).tolist()}),
               "log_probs": scores, "samples": samples}
     (directory / "golden.json").write_text(json.dumps(golden) + "\n")
 

@@ -24,7 +24,7 @@ import glyphs
 from datasets import DATA_SETS
 from pixeld.export import SAFE_MARGIN, goldens, write_package
 from pixeld.models import FAMILIES
-from pixeld.train import Settings, Trainer, bits_per_dim, fit
+from pixeld.train import Settings, Trainer, bits_per_dim, fit, shrunk
 from pixeld.train.trainer import low_of
 
 
@@ -162,6 +162,7 @@ def main() -> None:
     if arguments.name == "digits":  # for the examples of the documentation
         np.save(out / "held_out_images.npy", judge.values.numpy().astype(np.uint8))
         np.save(out / "held_out_classes.npy", judge.classes.numpy().astype(np.uint8))
+        np.save(out / "held_out_low.npy", shrunk(judge.values, 4).numpy().astype(np.uint8))  # of those that enlarge
     if arguments.name == "letters_upscale":  # for the examples of the documentation, and the sheet
         (out / "examples").mkdir(exist_ok=True)
         for small, label in zip(low_of(config, judge.values[:8].long()), judge.classes.tolist()):

@@ -74,6 +74,81 @@ fn a_small_image_is_enlarged_to_what_the_reference_makes_of_it() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("needs a low-resolution image of 2 x 3"));
 }
 
+/// A NumPy file of images of one channel, in `uint8`.
+fn npy(path: &str, [height, width]: [u32; 2], images: &[Vec<u16>]) {
+    let shape = format!("({}, {height}, {width})", images.len());
+    let header = format!("{:117}\n", format!("{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}"));
+    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+    bytes.extend((header.len() as u16).to_le_bytes());
+    bytes.extend(header.bytes().chain(images.iter().flatten().map(|&value| value as u8)));
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn an_image_is_scored_given_its_small_one_as_the_reference_scores_it() {
+    let (models, golden) = models();
+    let [shape, low] = [(4, 6), (2, 3)].map(|(height, width)| Shape::new(height, width, 1, 17).unwrap());
+    let file = |name: &str| models.path().join(name).to_str().unwrap().to_owned();
+    let [images, lows] = ["images", "low"].map(|key| golden[key].as_array().unwrap().iter().map(values).collect());
+    let (images, lows): (Vec<Vec<u16>>, Vec<Vec<u16>>) = (images, lows);
+    let nats = |values: &Value| -values.as_array().unwrap().iter().map(|nats| nats.as_f64().unwrap()).sum::<f64>();
+    let known: Vec<f64> = golden["log_probs"].as_array().unwrap().iter().map(nats).collect();
+    assert_ne!(lows[0], lows[1]);
+    let (mut large, mut small) = (Vec::new(), Vec::new());
+    for (index, (image, low_values)) in images.iter().zip(&lows).enumerate() {
+        let [of_image, of_low] = ["large", "small"].map(|name| file(&format!("{name}-{index}.png")));
+        std::fs::write(&of_image, codec::encode_png(image, shape, None).unwrap()).unwrap();
+        std::fs::write(&of_low, codec::encode_png(low_values, low, None).unwrap()).unwrap();
+        large.push(of_image);
+        small.push(of_low);
+    }
+    let (all, all_small) = (file("large.npy"), file("small.npy"));
+    npy(&all, [4, 6], &images);
+    npy(&all_small, [2, 3], &lows);
+    let score = |arguments: &[&[String]]| {
+        let arguments: Vec<&str> = arguments.iter().copied().flatten().map(String::as_str).collect();
+        pixeld(models.path(), &[&["score", "--json"], &arguments[..]].concat())
+    };
+    let told = |output: Output| -> Vec<f64> {
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let lines = String::from_utf8(output.stdout).unwrap();
+        lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).unwrap()["nll_nats"].as_f64()).collect()
+    };
+    let [by_png, by_npy, npy_of_images] = ["--low-resolution", "--low-resolution-npy", "--npy"].map(str::to_owned);
+    let [by_png, by_npy, npy_of_images] = [[by_png], [by_npy], [npy_of_images]];
+    let [all, all_small] = [[all], [all_small]];
+    for arguments in [
+        [&large[..], &by_png, &small],
+        [&large, &by_npy, &all_small],
+        [&[npy_of_images[0].clone(), all[0].clone()], &by_png, &small],
+        [&[npy_of_images[0].clone(), all[0].clone()], &by_npy, &all_small],
+    ] {
+        let told = told(score(&arguments));
+        assert_eq!(told.len(), known.len(), "{arguments:?}");
+        for (told, known) in told.iter().zip(&known) {
+            assert!((told - known).abs() < 1e-3, "{arguments:?}: {told} against {known}");
+        }
+    }
+    // One for all is that of the first image only.
+    let told = told(score(&[&large, &by_png, &small[..1]]));
+    assert!((told[0] - known[0]).abs() < 1e-3 && (told[1] - known[1]).abs() > 1e-3, "{told:?} against {known:?}");
+
+    npy(&file("wide.npy"), [2, 4], &[vec![0; 8]]);
+    npy(&file("bright.npy"), [2, 3], &[vec![17; 6]]);
+    for (arguments, words) in [
+        ([&large[..], &[], &[]], "--low-resolution: the model needs a low-resolution image of 2 x 3"),
+        ([&large, &by_png, &small[..2]], &format!("--low-resolution: must be 1 image or {}, got 2", known.len())),
+        ([&large, &by_png, &large], "large-0.png: must be 3 pixels wide and 2 high"),
+        ([&large, &by_npy, &[file("wide.npy")]], "wide.npy: must hold images of [2, 3, 1], got [2, 4, 1]"),
+        ([&large, &by_npy, &[file("bright.npy")]], "bright.npy: image 0: values must be 0..=16, got 17"),
+    ] {
+        let output = score(&arguments);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(64), "{arguments:?}: {text}");
+        assert!(text.contains(words), "{arguments:?}: {text}");
+    }
+}
+
 #[test]
 fn a_model_of_two_stages_draws_what_the_reference_draws_and_tells_both_likelihoods() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");

@@ -38,6 +38,9 @@ pub(super) struct Controls {
     /// Draw from the fewest values that have this much probability together, above 0 and at most 1 [default: 1]
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     top_p: Option<f32>,
+    /// Smallest unit that the stream carries; values are the most immediate, rows the least work
+    #[arg(long, value_enum, default_value_t = Granularity::Value)]
+    granularity: Granularity,
 }
 
 impl Controls {
@@ -53,7 +56,6 @@ impl Controls {
         k: usize,
         seed: u64,
         conditioning: Option<Conditioning>,
-        granularity: Granularity,
     ) -> Result<StreamGenerateImagesRequest, Failure> {
         let before = u32::try_from(k).ok().and_then(|k| k.checked_mul(self.count)?.checked_add(self.first_index));
         let too_many = || Failure::Usage("--count: noise numbers must stay below 4294967296".to_owned());
@@ -71,7 +73,7 @@ impl Controls {
             first_image_index: before.ok_or_else(too_many)?,
             ..GenerationSpec::default()
         };
-        let flush = Some(granularity.flush());
+        let flush = Some(self.granularity.flush());
         Ok(StreamGenerateImagesRequest { spec: Some(spec), flush, include_log_probs: false })
     }
 }
@@ -158,4 +160,31 @@ async fn one(channel: Channel, request: StreamGenerateImagesRequest, bar: &Progr
         }
     }
     Err(broken("it was cut"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::rpc::proto;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        controls: Controls,
+    }
+
+    #[test]
+    fn every_request_asks_for_the_granularity_that_was_named() {
+        for (arguments, wanted) in [
+            (&["draw"][..], proto::Granularity::Value),
+            (&["draw", "--granularity", "pixel"], proto::Granularity::Pixel),
+            (&["draw", "--granularity", "row"], proto::Granularity::Row),
+        ] {
+            let controls = Command::parse_from(arguments).controls;
+            let request = controls.request(0, 1, None).unwrap();
+            assert_eq!(request.flush.unwrap().granularity(), wanted);
+        }
+    }
 }

@@ -10,7 +10,7 @@ use super::assembly::{order, shape};
 use super::draw::{Controls, draw};
 use super::failure::Failure;
 use super::report::Report;
-use super::source::{Granularity, Source};
+use super::source::Source;
 use super::{client, connect, input, output};
 use crate::image::{Order, Palette, Shape, codec};
 use crate::rpc::proto::{Conditioning, Model};
@@ -42,7 +42,7 @@ pub(super) struct FromImages {
     json: bool,
 }
 
-/// The images that a model makes.
+/// The images that a model makes, and takes.
 #[derive(Debug)]
 pub(super) struct Kind {
     pub(super) shape: Shape,
@@ -77,7 +77,7 @@ impl FromImages {
                 let refuse = |what| Failure::Usage(format!("{}: {what}", path.display()));
                 let subject = read(&kind, file).map_err(refuse)?;
                 let conditioning = Conditioning { class_label: self.class, ..subject.conditioning };
-                requests.push(self.controls.request(k, seed, Some(conditioning), Granularity::Row)?);
+                requests.push(self.controls.request(k, seed, Some(conditioning))?);
                 before.push(subject.before);
             }
             let began = Instant::now();
@@ -113,7 +113,8 @@ impl FromImages {
     }
 }
 
-fn kind(model: &Model) -> Result<Kind, Failure> {
+/// What `model` makes, as it says itself.
+pub(super) fn kind(model: &Model) -> Result<Kind, Failure> {
     let not_serving = |what: String| {
         let name = client::short(&model.name);
         Failure::NotServing(format!("model {name} is not serving: {what} {}", model.state_message))

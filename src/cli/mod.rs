@@ -12,6 +12,7 @@ mod connect;
 mod draw;
 mod failure;
 mod from_images;
+mod images;
 mod import;
 mod input;
 mod models;

@@ -10,7 +10,7 @@ use super::assembly::Finished;
 use super::draw::{Batch, Controls, draw};
 use super::failure::Failure;
 use super::report::Report;
-use super::source::{Granularity, Source};
+use super::source::Source;
 use super::{connect, npy, output};
 use crate::image::codec;
 use crate::rpc::proto::{Conditioning, StreamGenerateImagesRequest};
@@ -51,9 +51,6 @@ pub(super) struct Sample {
     /// Class label, or several as 0,1,2: one stream for each, several at once
     #[arg(long, value_name = "LABEL", value_delimiter = ',', allow_negative_numbers = true)]
     class: Vec<u32>,
-    /// Smallest unit that the stream carries; values are the most immediate, rows the least work
-    #[arg(long, value_enum, default_value_t = Granularity::Value)]
-    granularity: Granularity,
     /// Contact sheet of all images (PNG, enlarged), a line for each class that has several
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -95,7 +92,7 @@ impl Sample {
             if self.class.is_empty() { vec![None] } else { self.class.iter().copied().map(Some).collect::<Vec<_>>() };
         let request = |(k, class_label): (usize, Option<u32>)| {
             let conditioning = class_label.map(|_| Conditioning { class_label, ..Conditioning::default() });
-            self.controls.request(k, seed, conditioning, self.granularity)
+            self.controls.request(k, seed, conditioning)
         };
         classes.into_iter().enumerate().map(request).collect()
     }

@@ -1,5 +1,6 @@
 //! `pixeld score`: exact likelihood of images from files.
 
+use std::iter;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -9,18 +10,17 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::access::Channel;
-use super::assembly::shape;
 use super::failure::Failure;
-use super::from_images::read_png;
+use super::from_images;
+use super::images::{Images, Reading};
 use super::source::Source;
 use super::{client, connect, npy, output, progress};
-use crate::image::{Shape, codec};
+use crate::image::Shape;
 use crate::rpc::proto::scoring_service_client::ScoringServiceClient;
 use crate::rpc::proto::stream_score_images_request::Part;
 use crate::rpc::proto::stream_score_images_response::Event;
 use crate::rpc::proto::{
-    Conditioning, Image, ImageEncoding, ImageScore, ScoreDetail, ScoreItem, ScoringCompleted, ScoringSpec,
-    StreamScoreImagesRequest,
+    Conditioning, Image, ImageScore, ScoreDetail, ScoreItem, ScoringCompleted, ScoringSpec, StreamScoreImagesRequest,
 };
 
 /// Items read ahead of what was sent.
@@ -29,11 +29,14 @@ const READ_AHEAD: usize = 16;
 const AFTER_HELP: &str = "\
 Images are PNG files as `pixeld sample --out-dir` writes them (a contact sheet is none), or one NumPy file of
 [n, h, w, c] or [n, h, w] in uint8 or uint16 whose values are levels, 0 to levels - 1. Bits/dim are the negative base-2
-log-likelihood of an image divided by its values: fewer means likelier.
+log-likelihood of an image divided by its values: fewer means likelier. A model that enlarges scores an image given its
+low-resolution image, so it needs that too, in the same forms.
 
 Examples:
   pixeld score --models ./models images/*.png
   pixeld score --model mnist --npy test.npy --classes labels.npy
+  pixeld score --model faces --npy test.npy --low-resolution-npy small.npy
+  pixeld score --model faces larger/face-0.png larger/face-1.png --low-resolution face.png
   pixeld score --endpoint http://127.0.0.1:50051 --class 3 --json --per-value digit.png";
 
 /// Flags of `pixeld score`.
@@ -58,6 +61,12 @@ pub(super) struct Score {
     /// NumPy file with the class label of each image
     #[arg(long, value_name = "FILE", conflicts_with = "class")]
     classes: Option<PathBuf>,
+    /// PNG files of the low-resolution images: one for all, or one for each image in their order
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    low_resolution: Vec<PathBuf>,
+    /// NumPy file of the low-resolution images: one for all, or one for each
+    #[arg(long, value_name = "FILE", conflicts_with = "low_resolution")]
+    low_resolution_npy: Option<PathBuf>,
     /// Also tell the nats of each value, in raster order
     #[arg(long, requires = "json")]
     per_value: bool,
@@ -100,39 +109,28 @@ impl Labels {
     }
 }
 
-/// Images yet to be read.
-enum Input {
-    Png(Vec<PathBuf>),
-    Npy { images: Box<npy::Images>, path: PathBuf, shape: Shape },
+/// Low-resolution images and the flag that named them.
+struct Lows {
+    images: Images,
+    flag: &'static str,
+}
+
+/// All that is read from files.
+struct Input {
+    images: Images,
+    labels: Arc<Labels>,
+    lows: Option<Lows>,
 }
 
 impl Score {
     pub(super) async fn run(self) -> Result<(), Failure> {
-        let npy = self.npy.as_deref().map(npy::Images::open).transpose()?;
-        let count = npy.as_ref().map_or(self.images.len() as u64, |images| images.count);
-        let labels = match &self.classes {
-            Some(path) => Labels::Each(npy::labels(path)?),
-            None => Labels::Same(self.class),
-        };
-        if let Labels::Each(labels) = &labels
-            && labels.len() as u64 != count
-        {
-            return Err(Failure::Usage(format!("--classes: must hold {count} labels, got {}", labels.len())));
-        }
-
+        let input = self.open()?;
+        let count = input.images.count();
         let work = async |channel: &Channel| {
-            let input = match npy.zip(self.npy.clone()) {
-                Some((images, path)) => self.npy_input(channel, images, path).await?,
-                None => Input::Png(self.images.clone()),
-            };
-            let done = self.score(channel, input, labels, count).await;
+            let shapes = self.shapes(channel, &input).await?;
+            let done = self.score(channel, input, shapes, count).await;
             // The server knows the images by number, the user by file.
-            done.map_err(|failure| {
-                let files = self.images.iter().enumerate();
-                files.fold(failure, |failure, (index, path)| {
-                    failure.renaming(&format!("item[{index}].image.data"), &path.display().to_string())
-                })
-            })
+            done.map_err(|failure| (0..count).fold(failure, |failure, index| self.naming(failure, index as usize)))
         };
         let completed = connect::with(self.source.target()?, work).await?;
 
@@ -152,15 +150,59 @@ impl Score {
         ))
     }
 
-    /// Raw values are as wide as the model says, so it has to be asked before the first is sent.
-    async fn npy_input(&self, channel: &Channel, images: npy::Images, path: PathBuf) -> Result<Input, Failure> {
-        let model = client::get(channel, &self.model).await?;
-        let shape = shape(model.shape.as_ref()).map_err(|what| {
-            let name = client::short(&model.name);
-            Failure::NotServing(format!("model {name} is not serving: {what} {}", model.state_message))
-        })?;
-        images.expect(shape).map_err(|what| Failure::Usage(format!("{}: {what}", path.display())))?;
-        Ok(Input::Npy { images: Box::new(images), path, shape })
+    /// Opens the files, of which there must be as many labels and low-resolution images as the images need.
+    fn open(&self) -> Result<Input, Failure> {
+        let images = Images::open(&self.images, self.npy.as_deref())?;
+        let count = images.count();
+        let labels = match &self.classes {
+            Some(path) => Labels::Each(npy::labels(path)?),
+            None => Labels::Same(self.class),
+        };
+        if let Labels::Each(labels) = &labels
+            && labels.len() as u64 != count
+        {
+            return Err(Failure::Usage(format!("--classes: must hold {count} labels, got {}", labels.len())));
+        }
+        let npy = self.low_resolution_npy.as_deref();
+        let flag = if npy.is_some() { "--low-resolution-npy" } else { "--low-resolution" };
+        let lows = if npy.is_none() && self.low_resolution.is_empty() {
+            None
+        } else {
+            Some(Lows { images: Images::open(&self.low_resolution, npy)?, flag })
+        };
+        if let Some(Lows { images, flag }) = &lows
+            && ![1, count].contains(&images.count())
+        {
+            return Err(Failure::Usage(format!("{flag}: must be 1 image or {count}, got {}", images.count())));
+        }
+        Ok(Input { images, labels: Arc::new(labels), lows })
+    }
+
+    /// The shapes of images and of low-resolution images, where raw values of them are to be sent: those are as wide as the
+    /// model says, so it has to be asked before the first is.
+    async fn shapes(&self, channel: &Channel, input: &Input) -> Result<[Option<Shape>; 2], Failure> {
+        if self.npy.is_none() && self.low_resolution_npy.is_none() {
+            return Ok([None; 2]);
+        }
+        let kind = from_images::kind(&client::get(channel, &self.model).await?)?;
+        input.images.expect(kind.shape)?;
+        if let Some(Lows { images, flag }) = &input.lows {
+            let none = || Failure::Usage(format!("{flag}: the model takes no low-resolution image"));
+            images.expect(kind.low.ok_or_else(none)?)?;
+        }
+        Ok([Some(kind.shape), kind.low])
+    }
+
+    /// `failure` with the files of image `index` in the place of its fields.
+    fn naming(&self, mut failure: Failure, index: usize) -> Failure {
+        let low =
+            if self.low_resolution.len() == 1 { self.low_resolution.first() } else { self.low_resolution.get(index) };
+        for (field, path) in [("image.data", self.images.get(index)), ("conditioning.low_resolution.data", low)] {
+            if let Some(path) = path {
+                failure = failure.renaming(&format!("item[{index}].{field}"), &path.display().to_string());
+            }
+        }
+        failure.renaming(&format!("item[{index}].conditioning.low_resolution"), "--low-resolution")
     }
 
     /// Sends every image and tells every score.
@@ -168,16 +210,15 @@ impl Score {
         &self,
         channel: &Channel,
         input: Input,
-        labels: Labels,
+        shapes: [Option<Shape>; 2],
         count: u64,
     ) -> Result<ScoringCompleted, Failure> {
         let detail = if self.per_value { ScoreDetail::PerValue } else { ScoreDetail::Total };
         let spec = ScoringSpec { model: self.model.clone(), detail: detail.into(), scheduling: None };
-        let labels = Arc::new(labels);
+        let labels = Arc::clone(&input.labels);
 
         let (sender, receiver) = mpsc::channel(READ_AHEAD);
-        let for_reader = Arc::clone(&labels);
-        let reader = tokio::task::spawn_blocking(move || send(spec, input, &for_reader, &sender));
+        let reader = tokio::task::spawn_blocking(move || send(spec, input, shapes, &sender));
         let mut client = ScoringServiceClient::new(channel.clone()).max_decoding_message_size(client::MAX_ANSWER);
         let bar = progress::bar("images");
         bar.set_length(count);
@@ -225,44 +266,30 @@ impl Score {
 fn send(
     spec: ScoringSpec,
     input: Input,
-    labels: &Labels,
+    [shape, low]: [Option<Shape>; 2],
     sender: &mpsc::Sender<StreamScoreImagesRequest>,
 ) -> Result<(), Failure> {
     let send = |part| sender.blocking_send(StreamScoreImagesRequest { part: Some(part) }).is_ok();
     if !send(Part::Spec(spec)) {
         return Ok(());
     }
-    let item = |index: usize, encoding: ImageEncoding, data: Vec<u8>| {
-        let class_label = labels.of(index);
-        Part::Item(ScoreItem {
-            item_id: index.to_string(),
-            image: Some(Image { data: data.into(), encoding: encoding.into(), shape: None }),
-            conditioning: class_label.map(|_| Conditioning { class_label, ..Conditioning::default() }),
-        })
-    };
-    match input {
-        Input::Png(paths) => {
-            for (index, path) in paths.iter().enumerate() {
-                let data = read_png(path)?;
-                if !send(item(index, ImageEncoding::Png, data)) {
-                    break;
-                }
-            }
-        }
-        Input::Npy { images, path, shape } => {
-            let refuse = |what: String| Failure::Usage(format!("{}: {what}", path.display()));
-            for (index, values) in images.values(shape).map_err(refuse)?.enumerate() {
-                let values = values.map_err(refuse)?;
-                // A value beyond one byte would be cut to another value that is valid.
-                if let Some(value) = values.iter().find(|&&value| u32::from(value) >= shape.levels()) {
-                    let last = shape.levels() - 1;
-                    return Err(refuse(format!("image {index}: values must be 0..={last}, got {value}")));
-                }
-                if !send(item(index, ImageEncoding::Raw, codec::values_to_raw(&values, shape))) {
-                    break;
-                }
-            }
+    let images = input.images.read(shape)?;
+    for (index, (image, low)) in images.zip(low_images(input.lows, low)?).enumerate() {
+        let (image, low_resolution) = (Some(image?), low?);
+        let class_label = input.labels.of(index);
+        let conditioning = Conditioning { class_label, low_resolution, ..Conditioning::default() };
+        let item_id = index.to_string();
+        if !send(Part::Item(ScoreItem { item_id, image, conditioning: Some(conditioning) })) {
+            break;
         }
     }
     Ok(())
+}
+
+/// The low-resolution image of each image to score, for as many as there may be.
+fn low_images(lows: Option<Lows>, shape: Option<Shape>) -> Result<Reading<Option<Image>>, Failure> {
+    let Some(Lows { images, .. }) = lows else { return Ok(Box::new(iter::repeat(Ok(None)))) };
+    let one = images.count() == 1;
+    let mut each = images.read(shape)?.map(|image| image.map(Some));
+    Ok(if one { Box::new(iter::repeat(each.next().unwrap_or(Ok(None)))) } else { Box::new(each) })
 }

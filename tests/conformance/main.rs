@@ -3,10 +3,12 @@
 // Helpers of tests may panic as tests do.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 
+mod enlarge;
 mod field;
 mod golden;
 mod package;
 mod shards;
+mod stages;
 mod traced;
 
 use std::collections::VecDeque;

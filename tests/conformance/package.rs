@@ -68,6 +68,14 @@ pub(crate) fn variants(size: Size, init: Init) -> Vec<Package> {
     FAMILIES.iter().flat_map(variants).collect()
 }
 
+/// The first variant of a family that takes no low-resolution image.
+pub(crate) fn drawing_alone(family: &str, size: Size, init: Init) -> Package {
+    let family = FAMILIES.iter().find(|listed| listed.name == family).expect("a family that is listed");
+    let variants = of_family(family.name, size, init);
+    let variant = variants.iter().find(|variant| !variant.condition.contains("low_")).expect("such a variant");
+    package(family, size, variant, init)
+}
+
 /// Modules of other forms, with what a traced one cannot have: a state to go on from.
 pub(crate) fn modules() -> Vec<Package> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/torchscript");
@@ -129,7 +137,7 @@ impl Variant {
         Self { head: MIXTURE.to_owned(), architecture: format!("{}\ninput = \"{input}\"", self.architecture), ..self }
     }
 
-    fn encoder(self, low: [u32; 2]) -> Self {
+    pub(crate) fn encoder(self, low: [u32; 2]) -> Self {
         self.low(low, "encoder_layers = 2")
     }
 
