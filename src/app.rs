@@ -215,8 +215,8 @@ impl App {
         }
 
         tracing::info!(delay = ?server.drain_delay, timeout = ?server.drain_timeout, "draining");
-        catalogue.announce_drain();
-        if breakdown.is_none() {
+        if breakdown.is_none() && !server.drain_delay.is_zero() {
+            catalogue.announce_drain();
             // Proxies and balancers see that they should send nothing more; what they send until then is served.
             let serving_on = async {
                 tokio::select! {

@@ -74,6 +74,27 @@ fn a_small_image_is_enlarged_to_what_the_reference_makes_of_it() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("needs a low-resolution image of 2 x 3"));
 }
 
+#[test]
+fn small_images_are_refused_where_they_are_not_there_or_not_taken() {
+    let root = tempfile::tempdir().unwrap();
+    let [image, array] = ["image.png", "images.npy"].map(|name| root.path().join(name).to_str().unwrap().to_owned());
+    let shape = Shape::new(8, 8, 1, 17).unwrap();
+    std::fs::write(&image, codec::encode_png(&[0; 64], shape, None).unwrap()).unwrap();
+    npy(&array, [8, 8], &[vec![0; 64]]);
+    for (flag, file, words) in [
+        ("--low-resolution", image.as_str(), "takes"),
+        ("--low-resolution-npy", array.as_str(), "takes"),
+        ("--low-resolution-npy", "/no/such/low.npy", "/no/such/low.npy"),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pixeld"));
+        let output = command.args(["score", "--model", "digits", "--class", "1", &image, flag, file]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(64), "{said}");
+        assert!(said.contains(flag) || file.starts_with("/no"), "{said}");
+        assert!(said.contains(words), "{said}");
+    }
+}
+
 /// A NumPy file of images of one channel, in `uint8`.
 fn npy(path: &str, [height, width]: [u32; 2], images: &[Vec<u16>]) {
     let shape = format!("({}, {height}, {width})", images.len());

@@ -41,7 +41,7 @@ const ROUNDS: u32 = 200;
 /// Times that the images are asked for among them, by every way at once.
 const WAVES: u32 = 4;
 /// Events after which one that leaves has left.
-const LONGEST_STAY: f64 = 40.0;
+const LONGEST_STAY: f64 = 8.0;
 
 /// Everything of an image that a seed decides; the likelihood to the bit, as it tells of rounding that the values hide.
 #[derive(Debug, PartialEq)]
