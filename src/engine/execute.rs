@@ -15,11 +15,12 @@ const NOT_FINITE: &str = "the network gave a parameter that is not finite";
 const CALL_FAILED: &str = "an evaluation of the model failed";
 const SLOT_SPOILT: &str = "the model lost the state of the image";
 /// Time between two steps that wake readers, for each image in the making: to wake its reader, and what the transport does
-/// then, takes a core some tens of microseconds. So a shard pays for a thousand wake-ups a second at most, whatever its number
-/// of images; values that came sooner travel together, and readers are woken together, which costs less again.
+/// then, takes a core some tens of microseconds. So up to sixteen images cost a shard a thousand wake-ups a second at most; values
+/// that came sooner travel together, and readers are woken together, which costs less again.
 /// docs/PERFORMANCE.md has what that wins.
 const WAKE_INTERVAL: Duration = Duration::from_millis(1);
-/// Longest time between two such steps: a picture of a screen, so nobody who watches sees the difference.
+/// Longest time between two such steps: a picture of a screen, so nobody who watches sees the difference. More than sixteen
+/// images therefore cost more wake-ups.
 const LONGEST_WAKE_INTERVAL: Duration = Duration::from_millis(16);
 
 impl Core {
