@@ -89,3 +89,16 @@ impl Isa {
         kernel.run::<false>();
     }
 }
+
+/// Asks for the memory at `place`, which may be any place at all, to be brought near; it is read soon.
+#[inline(always)]
+pub(super) fn prefetch<T>(place: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a hint that reads nothing and cannot fault, wherever it points; every x86-64 has the instruction.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(place.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = place;
+}

@@ -9,6 +9,7 @@ mod attend;
 mod isa;
 mod kernels;
 mod pack;
+mod pages;
 mod pointwise;
 pub mod probe;
 mod state;
@@ -20,9 +21,9 @@ pub use isa::Isa;
 
 use self::attend::{Attend, Places};
 use self::kernels::{LANES, Lanes, Linear, Normalise, add};
-use self::pack::{Bf16, F32, Format, Matrix, vector};
+use self::pack::{Bf16, F32, Format, Matrix, Weights, vector};
 use self::pointwise::{Activate, Cell, Gate};
-use self::state::{Heads, State, store, zeros};
+use self::state::{Heads, Slots, store};
 use super::op::{Activation, Op, Part, Passing, Sight};
 use super::program::{NOWHERE, Needs, Network, Program, ProgramId, Register, Taps};
 use super::{Decoder, Row, Rows, check_memory};
@@ -46,7 +47,8 @@ pub fn decoder(network: &Network, slots: u32, isa: Isa) -> Result<Box<dyn Decode
 
 /// A network with its weights packed; shared by every decoder of it.
 struct Compiled<F: Format> {
-    programs: Vec<Code<F>>,
+    programs: Vec<Code>,
+    weights: Weights<F>,
     /// Width and places of each memory.
     memories: Vec<(usize, usize)>,
     rings: Vec<Heads>,
@@ -54,8 +56,8 @@ struct Compiled<F: Format> {
 }
 
 /// A program.
-struct Code<F: Format> {
-    ops: Vec<Packed<F>>,
+struct Code {
+    ops: Vec<Packed>,
     /// Groups of a row of each buffer.
     strides: Vec<usize>,
     /// The buffer of what a row gives.
@@ -64,18 +66,18 @@ struct Code<F: Format> {
 }
 
 /// An operation and the buffers it works on.
-struct Packed<F: Format> {
-    kind: Kind<F>,
+struct Packed {
+    kind: Kind,
     from: usize,
     /// The second register it reads.
     other: Option<usize>,
     to: usize,
 }
 
-enum Kind<F: Format> {
+enum Kind {
     Embed { table: Vec<Lanes> },
     Input,
-    Linear { weight: Matrix<F>, bias: Option<Vec<Lanes>>, relu: bool },
+    Linear { weight: Matrix, bias: Option<Vec<Lanes>>, relu: bool },
     Normalise { width: usize, scale: Vec<Lanes>, shift: Option<Vec<Lanes>>, epsilon: f32 },
     Activate { width: usize, activation: Activation },
     Add,
@@ -100,8 +102,18 @@ fn stride(width: u32) -> usize {
 
 impl<F: Format> Compiled<F> {
     fn new(network: &Network) -> Result<Self, ModelError> {
+        let linears = network.programs.iter().flat_map(|program| &program.ops).filter_map(|op| match op {
+            Op::Linear { linear, .. } => Some(&linear.weight),
+            _ => None,
+        });
+        let mut weights = Weights::new(linears.map(|weight| {
+            let [outputs, inputs] = [0, 1].map(|dim| weight.size().get(dim).map_or(0, |&n| n.unsigned_abs() as usize));
+            (outputs, inputs)
+        }))?;
+        let programs = network.programs.iter().map(|program| Code::new(program, &mut weights));
         Ok(Self {
-            programs: network.programs.iter().map(Code::new).collect::<Result<_, _>>()?,
+            programs: programs.collect::<Result<_, _>>()?,
+            weights,
             memories: network.memories.iter().map(|&(width, places)| (width as usize, places as usize)).collect(),
             rings: network.rings.iter().map(|(attention, places)| Heads::new(attention, *places)).collect(),
             state_bytes: network.state_bytes(),
@@ -109,8 +121,8 @@ impl<F: Format> Compiled<F> {
     }
 }
 
-impl<F: Format> Code<F> {
-    fn new(program: &Program) -> Result<Self, ModelError> {
+impl Code {
+    fn new<F: Format>(program: &Program, weights: &mut Weights<F>) -> Result<Self, ModelError> {
         let buffers = Buffers::assign(program);
         let buffer = |register: Register| buffers.of.get(register.0).copied().unwrap_or_default();
         let width = |register: Register| program.widths.get(register.0).map_or(0, |&width| width as usize);
@@ -122,7 +134,7 @@ impl<F: Format> Code<F> {
                 Op::Embed { table } => Kind::Embed { table: pack::rows(table)? },
                 Op::Input => Kind::Input,
                 Op::Linear { linear, .. } => Kind::Linear {
-                    weight: Matrix::pack(&linear.weight)?,
+                    weight: weights.pack(&linear.weight)?,
                     bias: linear.bias.as_ref().map(vector).transpose()?,
                     relu: linear.activation == Some(Activation::Relu),
                 },
@@ -208,9 +220,10 @@ struct Native<F: Format> {
     compiled: Arc<Compiled<F>>,
     isa: Isa,
     slots: u32,
-    rings: Vec<State<F::Group>>,
-    /// Of each memory the numbers of all slots.
-    memories: Vec<Vec<f32>>,
+    /// A part for each ring.
+    rings: Slots<F::Group>,
+    /// A part for each memory, place after place.
+    memories: Slots<f32>,
     work: Work,
 }
 
@@ -244,13 +257,11 @@ impl<F: Format> fmt::Debug for Native<F> {
 impl<F: Format> Native<F> {
     fn new(compiled: Arc<Compiled<F>>, slots: u32, isa: Isa) -> Result<Self, ModelError> {
         check_memory(compiled.state_bytes, slots)?;
-        let rings = compiled.rings.iter().map(|&shape| State::new(shape, slots as usize));
-        let numbers = |(width, places): (usize, usize)| width.checked_mul(places)?.checked_mul(slots as usize);
-        let memories = compiled.memories.iter().map(|&shape| zeros(numbers(shape)));
+        let memories = compiled.memories.iter().map(|&(width, places)| width.checked_mul(places));
         let most_places = compiled.rings.iter().map(|ring| ring.place_groups()).max().unwrap_or(0);
         Ok(Self {
-            rings: rings.collect::<Result<_, _>>()?,
-            memories: memories.collect::<Result<_, _>>()?,
+            rings: Slots::new(compiled.rings.iter().map(|ring| ring.groups()), slots as usize)?,
+            memories: Slots::new(memories, slots as usize)?,
             isa,
             slots,
             work: Work { scores: vec![Lanes::default(); most_places], ..Work::default() },
@@ -259,7 +270,7 @@ impl<F: Format> Native<F> {
     }
 
     /// Evaluates `rows` together; their output goes to `out`.
-    fn evaluate(&mut self, code: &Code<F>, rows: &[Row<'_>], out: &mut [f32]) {
+    fn evaluate(&mut self, code: &Code, rows: &[Row<'_>], out: &mut [f32]) {
         let work = &mut self.work;
         work.buffers.resize_with(work.buffers.len().max(code.strides.len()), Vec::new);
         for (buffer, &stride) in work.buffers.iter_mut().zip(&code.strides) {
@@ -287,7 +298,7 @@ impl<F: Format> Native<F> {
         }
     }
 
-    fn perform(&mut self, op: &Packed<F>, code: &Code<F>, rows: &[Row<'_>], to: &mut [Lanes]) {
+    fn perform(&mut self, op: &Packed, code: &Code, rows: &[Row<'_>], to: &mut [Lanes]) {
         let Self { work, isa, memories, rings, compiled, .. } = self;
         let [from_stride, to_stride] = [code.stride(op.from), code.stride(op.to)];
         match &op.kind {
@@ -306,18 +317,21 @@ impl<F: Format> Native<F> {
                     to.iter_mut().zip(row.numbers).for_each(|(to, &number)| *to = number);
                 }
             }
-            Kind::Linear { weight, bias, relu } => isa.run(Linear {
-                inputs: weight.inputs,
-                wide: &weight.wide,
-                narrow: &weight.narrow,
-                bias: bias.as_deref(),
-                relu: *relu,
-                from: work.buffer(op.from),
-                from_stride,
-                residual: op.other.map(|residual| work.buffer(residual)),
-                to,
-                to_stride,
-            }),
+            Kind::Linear { weight, bias, relu } => {
+                let (wide, narrow) = compiled.weights.panels(weight);
+                isa.run(Linear {
+                    inputs: weight.inputs,
+                    wide,
+                    narrow,
+                    bias: bias.as_deref(),
+                    relu: *relu,
+                    from: work.buffer(op.from),
+                    from_stride,
+                    residual: op.other.map(|residual| work.buffer(residual)),
+                    to,
+                    to_stride,
+                });
+            }
             Kind::Normalise { width, scale, shift, epsilon } => isa.run(Normalise {
                 width: *width,
                 stride: to_stride,
@@ -369,28 +383,24 @@ impl<F: Format> Native<F> {
                 }
             }
             Kind::Remember { memory, tap, column, width } => {
-                let (Some(numbers), Some(&(each, places))) =
-                    (memories.get_mut(*memory), compiled.memories.get(*memory))
-                else {
-                    return;
-                };
+                let &(each, _) = compiled.memories.get(*memory).unwrap_or(&(0, 0));
                 let from = work.numbers(op.from).chunks_exact(from_stride * LANES);
                 for (from, row) in from.zip(rows) {
                     let Some(&place) = row.places.get(*tap).filter(|&&place| place != NOWHERE) else { continue };
-                    let first = (row.slot as usize * places + place as usize) * each + column;
+                    let first = place as usize * each + column;
+                    let numbers = memories.part_mut(row.slot as usize, *memory);
                     let to = numbers.get_mut(first..first + width).unwrap_or_default();
                     to.iter_mut().zip(from).for_each(|(to, &number)| *to = number);
                 }
             }
             Kind::Store { ring } => {
-                let (Some(state), Some(&shape)) = (rings.get_mut(*ring), compiled.rings.get(*ring)) else { return };
+                let Some(&shape) = compiled.rings.get(*ring) else { return };
                 for (from, row) in work.buffer(op.from).chunks_exact(from_stride).zip(rows) {
-                    let (keys, values) = state.of_mut(row.slot as usize, shape.groups());
-                    store(shape, from, row.place as usize, keys, values);
+                    store(shape, from, row.place as usize, rings.part_mut(row.slot as usize, *ring));
                 }
             }
             Kind::Look { ring, sight } => {
-                let (Some(state), Some(&shape)) = (rings.get(*ring), compiled.rings.get(*ring)) else { return };
+                let Some(&shape) = compiled.rings.get(*ring) else { return };
                 let Work { buffers, seen, all, scores } = work;
                 if *sight == Sight::All {
                     all.set(std::iter::once(0..shape.places as u32));
@@ -398,7 +408,8 @@ impl<F: Format> Native<F> {
                 let from = buffers.get(op.from).map(Vec::as_slice).unwrap_or_default();
                 let each = from.chunks_exact(from_stride).zip(to.chunks_exact_mut(to_stride));
                 for ((index, row), (from, to)) in rows.iter().enumerate().zip(each) {
-                    let (keys, values) = state.of(row.slot as usize, shape.groups());
+                    let ring = rings.part(row.slot as usize, *ring);
+                    let Some((keys, values)) = ring.split_at_checked(shape.key_groups()) else { return };
                     let Some(seen) = (if *sight == Sight::All { Some(&*all) } else { seen.get(index) }) else { return };
                     isa.run(Attend {
                         heads: shape.heads,
@@ -422,10 +433,10 @@ impl<F: Format> Native<F> {
 #[allow(clippy::too_many_arguments, reason = "the loop over rows and parts, cut out where it would nest too deep")]
 fn gather<'t, F: Format>(
     part: &Piece,
-    code: &Code<F>,
+    code: &Code,
     compiled: &Compiled<F>,
     work: &Work,
-    memories: &[Vec<f32>],
+    memories: &Slots<f32>,
     index: usize,
     row: &Row<'_>,
     mut to: &'t mut [f32],
@@ -436,10 +447,10 @@ fn gather<'t, F: Format>(
             put(work.numbers(*buffer).get(first..first + width), *width, to)
         }
         Piece::Memory { memory, taps, column, width } => {
-            let numbers = memories.get(*memory).map(Vec::as_slice).unwrap_or_default();
-            let &(each, places) = compiled.memories.get(*memory).unwrap_or(&(0, 0));
+            let numbers = memories.part(row.slot as usize, *memory);
+            let &(each, _) = compiled.memories.get(*memory).unwrap_or(&(0, 0));
             for &place in row.places.iter().skip(taps.first).take(taps.count) {
-                let first = (row.slot as usize * places + place as usize) * each + column;
+                let first = place as usize * each + column;
                 let found = if place == NOWHERE { None } else { numbers.get(first..first + width) };
                 to = put(found, *width, to);
             }
@@ -463,16 +474,8 @@ impl<F: Format> Decoder for Native<F> {
         if slot.0 >= self.slots {
             return Err(ModelError::Step(format!("there is no {slot:?}")));
         }
-        let slot = slot.0 as usize;
-        for (state, shape) in self.rings.iter_mut().zip(&self.compiled.rings) {
-            let (keys, values) = state.of_mut(slot, shape.groups());
-            keys.fill(F::Group::default());
-            values.fill(F::Group::default());
-        }
-        for (memory, (width, places)) in self.memories.iter_mut().zip(&self.compiled.memories) {
-            let numbers = width * places;
-            memory.get_mut(slot * numbers..(slot + 1) * numbers).unwrap_or_default().fill(0.0);
-        }
+        self.rings.clear(slot.0 as usize);
+        self.memories.clear(slot.0 as usize);
         Ok(())
     }
 

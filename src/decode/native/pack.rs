@@ -1,15 +1,18 @@
 //! Weights in the layouts that the kernels read, in either precision.
 
+use bytemuck::Pod;
 use tch::{TchError, Tensor};
 
 use super::kernels::{Group, HalfLanes, LANES, Lanes, NARROW, PairLanes, PanelRow, WIDE, round_bf16};
+use super::pages::Pages;
 use super::stride;
 use crate::decode::program::numbers;
+use crate::model::ModelError;
 
 /// How matrices and remembered numbers are held.
 pub(super) trait Format: Send + Sync + 'static {
-    type Wide: PanelRow<WIDE> + Send + Sync;
-    type Narrow: PanelRow<NARROW> + Send + Sync;
+    type Wide: PanelRow<WIDE> + Pod + Send + Sync;
+    type Narrow: PanelRow<NARROW> + Pod + Send + Sync;
     type Group: Group;
 
     fn wide(row: [Lanes; WIDE]) -> Self::Wide;
@@ -58,16 +61,30 @@ fn pair(low: Lanes, high: Lanes) -> PairLanes {
     pair
 }
 
-/// A matrix in panels.
-pub(super) struct Matrix<F: Format> {
+/// A matrix in panels, which lie among the [`Weights`] it was packed into.
+pub(super) struct Matrix {
     pub(super) inputs: usize,
-    pub(super) wide: Vec<F::Wide>,
-    pub(super) narrow: Vec<F::Narrow>,
+    /// Where the wide panels begin, where they end and the narrow ones begin, and where those end.
+    bounds: [usize; 3],
 }
 
-impl<F: Format> Matrix<F> {
-    /// Packs `weight` [outputs, inputs].
-    pub(super) fn pack(weight: &Tensor) -> Result<Self, TchError> {
+/// The matrices of a network, one after the other as they are read. Counted in rows of narrow panels, of which a row of a
+/// wide one takes two.
+pub(super) struct Weights<F: Format> {
+    pages: Pages<F::Narrow>,
+    packed: usize,
+}
+
+impl<F: Format> Weights<F> {
+    /// Room for matrices of these [outputs, inputs].
+    pub(super) fn new(shapes: impl Iterator<Item = (usize, usize)>) -> Result<Self, ModelError> {
+        let rows = |(outputs, inputs): (usize, usize)| outputs.div_ceil(LANES * NARROW).checked_mul(inputs);
+        let total = shapes.map(rows).try_fold(0_usize, |total, rows| total.checked_add(rows?));
+        Ok(Self { pages: Pages::zeros(total)?, packed: 0 })
+    }
+
+    /// Packs `weight` [outputs, inputs] behind what there is.
+    pub(super) fn pack(&mut self, weight: &Tensor) -> Result<Matrix, TchError> {
         let (outputs, inputs) = weight.size2()?;
         let [outputs, inputs] = [outputs, inputs].map(|n| usize::try_from(n).unwrap_or_default());
         let numbers = numbers(weight)?;
@@ -79,22 +96,28 @@ impl<F: Format> Matrix<F> {
             lanes
         };
         let groups = stride(u32::try_from(outputs).unwrap_or(u32::MAX));
-        let (wide_panels, narrow_panels) = (groups / WIDE, groups % WIDE / NARROW);
-        let mut matrix = Self {
-            inputs,
-            wide: Vec::with_capacity(wide_panels * inputs),
-            narrow: Vec::with_capacity(narrow_panels * inputs),
-        };
-        for panel in 0..wide_panels {
-            let row = |input| std::array::from_fn(|group| lanes((panel * WIDE + group) * LANES, input));
-            matrix.wide.extend((0..inputs).map(|input| F::wide(row(input))));
+        let wide = groups / WIDE * inputs * (WIDE / NARROW);
+        let bounds = [0, wide, groups / NARROW * inputs].map(|rows| self.packed + rows);
+        self.packed += groups / NARROW * inputs;
+        let matrix = Matrix { inputs, bounds };
+        let [first, middle, end] = bounds;
+        let wide: &mut [F::Wide] = bytemuck::cast_slice_mut(self.pages.get_mut(first..middle).unwrap_or_default());
+        for (index, row) in wide.iter_mut().enumerate() {
+            let (panel, input) = (index / inputs, index % inputs);
+            *row = F::wide(std::array::from_fn(|group| lanes((panel * WIDE + group) * LANES, input)));
         }
-        for panel in 0..narrow_panels {
-            let first = wide_panels * WIDE + panel * NARROW;
-            let row = |input| std::array::from_fn(|group| lanes((first + group) * LANES, input));
-            matrix.narrow.extend((0..inputs).map(|input| F::narrow(row(input))));
+        let narrow = self.pages.get_mut(middle..end).unwrap_or_default();
+        for (input, row) in narrow.iter_mut().enumerate() {
+            *row = F::narrow(std::array::from_fn(|group| lanes((groups - NARROW + group) * LANES, input)));
         }
         Ok(matrix)
+    }
+
+    /// The wide panels of `matrix`, and the narrow ones.
+    pub(super) fn panels(&self, matrix: &Matrix) -> (&[F::Wide], &[F::Narrow]) {
+        let [first, middle, end] = matrix.bounds;
+        let wide = self.pages.get(first..middle).unwrap_or_default();
+        (bytemuck::cast_slice(wide), self.pages.get(middle..end).unwrap_or_default())
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::isa::Isa;
 use super::kernels::{LANES, Lanes, Linear, NARROW, ROWS, Read, WIDE};
+use super::pages::Pages;
 
 /// A round reads at least as many bytes: enough that starting it costs nothing, few enough to fit between interruptions.
 const LEAST_BYTES: usize = 32 << 20;
@@ -18,11 +19,13 @@ pub fn bandwidth(bytes: usize, threads: usize) -> f64 {
     let groups = (bytes / size_of::<Lanes>()).max(1);
     let passes = (LEAST_BYTES / (groups * size_of::<Lanes>())).max(2);
     let seconds = best(threads, || {
-        let buffer = vec![Lanes([1.0; LANES]); groups];
+        let mut buffer = Pages::<Lanes>::zeros(Some(groups)).ok();
+        buffer.iter_mut().for_each(|buffer| buffer.fill(Lanes([1.0; LANES])));
         move || {
+            let buffer = buffer.as_deref().unwrap_or_default();
             for _ in 0..passes {
                 let mut sum = 0.0;
-                Isa::detect().run(Read { buffer: black_box(&buffer), sum: &mut sum });
+                Isa::detect().run(Read { buffer: black_box(buffer), sum: &mut sum });
                 black_box(sum);
             }
         }

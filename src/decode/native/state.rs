@@ -1,6 +1,11 @@
-//! Keys and values of every slot, in place.
+//! What every slot remembers, in place.
+
+use std::ops::Range;
+
+use bytemuck::Pod;
 
 use super::kernels::{Group, LANES, Lanes};
+use super::pages::Pages;
 use crate::decode::op::Attention;
 use crate::model::ModelError;
 
@@ -28,56 +33,64 @@ impl Heads {
         self.places.div_ceil(LANES)
     }
 
-    /// Groups of one slot's keys, and of its values.
-    pub(super) fn groups(self) -> [usize; 2] {
-        let places = self.heads * self.place_groups();
-        [places * self.head_key, places * LANES * self.value_groups()]
+    /// Groups of one slot's keys, which its values come after.
+    pub(super) fn key_groups(self) -> usize {
+        self.heads * self.place_groups() * self.head_key
+    }
+
+    /// Groups of one slot's keys and values, if they can be counted.
+    pub(super) fn groups(self) -> Option<usize> {
+        let values = LANES.checked_mul(self.value_groups())?;
+        self.heads.checked_mul(self.place_groups())?.checked_mul(self.head_key.checked_add(values)?)
     }
 }
 
-/// Keys and values of every slot, for one ring.
-pub(super) struct State<G> {
-    pub(super) keys: Vec<G>,
-    pub(super) values: Vec<G>,
+/// What every slot remembers: parts of fixed lengths, those of one slot side by side.
+pub(super) struct Slots<T> {
+    pages: Pages<T>,
+    /// Where each part of a slot begins, and the last ends.
+    bounds: Vec<usize>,
 }
 
-impl<G: Group> State<G> {
-    pub(super) fn new(shape: Heads, slots: usize) -> Result<Self, ModelError> {
-        let [keys, values] = shape.groups().map(|groups| zeros(groups.checked_mul(slots)));
-        Ok(Self { keys: keys?, values: values? })
+impl<T: Pod> Slots<T> {
+    /// Zeros for `slots` slots; no length stands for one that no machine can count.
+    pub(super) fn new(lengths: impl Iterator<Item = Option<usize>>, slots: usize) -> Result<Self, ModelError> {
+        let mut bounds = vec![0];
+        let mut each = Some(0_usize);
+        for length in lengths {
+            each = each.and_then(|each| each.checked_add(length?));
+            bounds.extend(each);
+        }
+        let mut pages = Pages::zeros(each.and_then(|each| each.checked_mul(slots)))?;
+        // Written now, so that no step waits for the system to find the memory.
+        pages.fill(T::zeroed());
+        Ok(Self { pages, bounds })
     }
 
-    /// Keys and values of `slot`.
-    pub(super) fn of(&self, slot: usize, groups: [usize; 2]) -> (&[G], &[G]) {
-        let [keys, values] = groups;
-        (
-            self.keys.get(slot * keys..(slot + 1) * keys).unwrap_or_default(),
-            self.values.get(slot * values..(slot + 1) * values).unwrap_or_default(),
-        )
+    fn range(&self, slot: usize, part: usize) -> Range<usize> {
+        let bound = |index: usize| self.bounds.get(index).or(self.bounds.last()).copied().unwrap_or_default();
+        let first = slot * bound(usize::MAX);
+        first + bound(part)..first + bound(part + 1)
     }
 
-    pub(super) fn of_mut(&mut self, slot: usize, groups: [usize; 2]) -> (&mut [G], &mut [G]) {
-        let [keys, values] = groups;
-        (
-            self.keys.get_mut(slot * keys..(slot + 1) * keys).unwrap_or_default(),
-            self.values.get_mut(slot * values..(slot + 1) * values).unwrap_or_default(),
-        )
+    pub(super) fn part(&self, slot: usize, part: usize) -> &[T] {
+        self.pages.get(self.range(slot, part)).unwrap_or_default()
+    }
+
+    pub(super) fn part_mut(&mut self, slot: usize, part: usize) -> &mut [T] {
+        let range = self.range(slot, part);
+        self.pages.get_mut(range).unwrap_or_default()
+    }
+
+    pub(super) fn clear(&mut self, slot: usize) {
+        let range = self.range(slot, 0).start..self.range(slot + 1, 0).start;
+        self.pages.get_mut(range).unwrap_or_default().fill(T::zeroed());
     }
 }
 
-/// Zeros, or a refusal where they do not fit into memory.
-pub(super) fn zeros<T: Clone + Default>(groups: Option<usize>) -> Result<Vec<T>, ModelError> {
-    let mut memory = Vec::new();
-    let reserved = groups.and_then(|groups| memory.try_reserve_exact(groups).ok().map(|()| groups));
-    let Some(groups) = reserved else {
-        return Err(ModelError::Step("there is no memory for the decode state".to_owned()));
-    };
-    memory.resize(groups, T::default());
-    Ok(memory)
-}
-
-/// Writes the keys and values of a row to `place` of its slot.
-pub(super) fn store<G: Group>(shape: Heads, row: &[Lanes], place: usize, keys: &mut [G], values: &mut [G]) {
+/// Writes the keys and values of a row to `place` of `ring`, which is that of its slot.
+pub(super) fn store<G: Group>(shape: Heads, row: &[Lanes], place: usize, ring: &mut [G]) {
+    let Some((keys, values)) = ring.split_at_mut_checked(shape.key_groups()) else { return };
     let numbers: &[f32] = bytemuck::cast_slice(row);
     let (key_width, value_groups) = (shape.heads * shape.head_key, shape.value_groups());
     let new_keys = numbers.get(..key_width).unwrap_or_default();
