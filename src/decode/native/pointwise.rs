@@ -214,11 +214,15 @@ impl Kernel for Cell<'_> {
         let Self { width, gates, gates_stride, carried, carried_stride, to, to_stride } = self;
         let rows = rows_of(gates, gates_stride).zip(rows_of(carried, carried_stride));
         for ((gates, carried), to) in rows.zip(rows_of_mut(to, to_stride)) {
-            let part = |index: usize| &gates[index * width..(index + 1) * width];
             let (next, hidden) = to[..2 * width].split_at_mut(width);
             for at in (0..width).step_by(LANES) {
-                let [o, f, i] = [0, 1, 2].map(|index| sigmoid::<FUSED>(&load(part(index), at)));
-                let g = tanh::<FUSED>(&load(part(3), at));
+                // In a loop, as the function that `map` calls would not be compiled for the instructions.
+                let mut parts = [Lanes::default(); 4];
+                for (part, gates) in parts.iter_mut().zip(gates.chunks_exact(width)) {
+                    *part = load(gates, at);
+                }
+                let [o, f, i, g] = parts;
+                let [o, f, i, g] = [sigmoid::<FUSED>(&o), sigmoid::<FUSED>(&f), sigmoid::<FUSED>(&i), tanh::<FUSED>(&g)];
                 let new = map2(&i, &g, |i, g| i * g);
                 let kept = map2(&f, &load(&carried[..width], at), |f, c| f * c);
                 let c = map2(&kept, &new, |kept, new| kept + new);
