@@ -1,4 +1,5 @@
-//! Which vector instructions there are, and the only unsafe code of the project: entering code that is compiled for them.
+//! Which vector instructions there are, and the only unsafe code of the project: entering code that is compiled for them, and a
+//! hint to the processor.
 
 #![allow(unsafe_code, reason = "see the argument at each block")]
 

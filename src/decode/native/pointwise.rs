@@ -222,7 +222,8 @@ impl Kernel for Cell<'_> {
                     *part = load(gates, at);
                 }
                 let [o, f, i, g] = parts;
-                let [o, f, i, g] = [sigmoid::<FUSED>(&o), sigmoid::<FUSED>(&f), sigmoid::<FUSED>(&i), tanh::<FUSED>(&g)];
+                let [o, f, i, g] =
+                    [sigmoid::<FUSED>(&o), sigmoid::<FUSED>(&f), sigmoid::<FUSED>(&i), tanh::<FUSED>(&g)];
                 let new = map2(&i, &g, |i, g| i * g);
                 let kept = map2(&f, &load(&carried[..width], at), |f, c| f * c);
                 let c = map2(&kept, &new, |kept, new| kept + new);

@@ -7,10 +7,11 @@
 //!
 //! Batch invariance: libtorch's matrix products give bit-identical rows only from some number of rows on, since fewer are
 //! multiplied by code that sums in another order. A step over rings therefore runs over the slots 0..n for the least
-//! allowed n, wanted or not; slots nobody wants write to a spare place that nobody sees. Which n are allowed is found by
-//! trying. Rows over memories are padded likewise and multiplied piece by piece; where a trial shows that the bits of a
-//! product depend on the place of a row in its piece, it is written as sums instead. Functions that libtorch does not
-//! compute to the last bit alike in vectors and in what is left over are taken row by row.
+//! allowed n, wanted or not; slots nobody wants write to a spare place that nobody sees, and those behind the last that is
+//! wanted do not look. Which n are allowed, and whether some may not look, is found by trying. Rows over memories are padded
+//! likewise and multiplied piece by piece; where a trial shows that the bits of a product depend on the place of a row in its
+//! piece, it is written as sums instead. Functions that libtorch does not compute to the last bit alike in vectors and in
+//! what is left over are taken row by row.
 
 mod memories;
 mod pointwise;
@@ -26,7 +27,7 @@ use self::pointwise::{activate, cell, gate};
 use self::product::Product;
 use self::rings::{Ring, Window, Write, look, show, store};
 use super::op::{Attention, Linear, Normalisation, Op, Part};
-use super::program::{Memory, NOWHERE, Network, Program, ProgramId, Register};
+use super::program::{Memory, NOWHERE, Needs, Network, Program, ProgramId, Register};
 use super::{Decoder, Row, Rows, check_memory, state_bytes};
 use crate::model::{ModelError, Slot};
 use crate::spec::Precision;
@@ -73,6 +74,8 @@ pub struct Torch {
     parallel: bool,
     /// For each program, the slots a step takes at least; over memories, what its rows are padded to a multiple of.
     smallest_buckets: Vec<usize>,
+    /// Whether slots nobody wants may be left out of attention.
+    some_may_look: bool,
     /// For each program and operation, the product it is.
     products: Vec<Vec<Option<Product>>>,
 }
@@ -143,6 +146,7 @@ impl Torch {
             rings: rings.collect::<Result<_, TchError>>()?,
             memories: memories.collect::<Result<_, TchError>>()?,
             smallest_buckets: vec![BUCKET; programs.len()],
+            some_may_look: true,
             products: products.collect::<Result<_, TchError>>()?,
             programs,
             precision,
@@ -160,33 +164,49 @@ impl Torch {
             return Ok(BUCKET);
         }
         self.fill()?;
-        let spare = i64::from(needs.ring);
         let (mut smallest, mut reference) = (self.rows, None);
         for bucket in (BUCKET..=self.rows).rev().step_by(BUCKET) {
-            let window = Window {
-                first: 0,
-                images: bucket as i64,
-                ranks: 1,
-                write: Write::Each(vec![spare; bucket]),
-                mask: Tensor::f_zeros([bucket as i64, 1, spare + 1], FLOAT)?,
-            };
-            // The first row of the table, for every image.
-            let numbers = vec![0.5; bucket * needs.numbers as usize];
-            let feed = Feed::new(bucket, &vec![0; bucket], &numbers, Reach::Rings(window))?;
-            let mut out = vec![0f32; bucket * needs.width];
-            if let Some(result) = self.evaluate(program, feed)? {
-                result.f_copy_data(&mut out, bucket * needs.width)?;
-            }
-            let first: Vec<u32> = out.iter().take(needs.width).map(|number| number.to_bits()).collect();
-            let reference = reference.get_or_insert(first);
-            let mut rows = out.chunks_exact(needs.width.max(1));
-            if !rows.all(|row| row.iter().map(|number| number.to_bits()).eq(reference.iter().copied())) {
+            let rows = self.trial(program, &needs, bucket, bucket)?;
+            let reference = reference.get_or_insert_with(|| rows.first().cloned().unwrap_or_default());
+            if rows.iter().any(|row| row != reference) {
                 break;
             }
             smallest = bucket;
+            for looking in 1..bucket {
+                let rows = self.trial(program, &needs, bucket, looking)?;
+                self.some_may_look &= rows.iter().take(looking).all(|row| row == reference);
+            }
         }
         self.forget(0, self.rows as i64)?;
         Ok(smallest)
+    }
+
+    /// The bits of a step of `bucket` rows that hold the same.
+    fn trial(
+        &mut self,
+        program: usize,
+        needs: &Needs,
+        bucket: usize,
+        looking: usize,
+    ) -> Result<Vec<Vec<u32>>, ModelError> {
+        let spare = i64::from(needs.ring);
+        let window = Window {
+            first: 0,
+            images: bucket as i64,
+            looking: looking as i64,
+            ranks: 1,
+            write: Write::Each(vec![spare; bucket]),
+            mask: Tensor::f_zeros([looking as i64, 1, spare + 1], FLOAT)?,
+        };
+        // The first row of the table, for every image.
+        let numbers = vec![0.5; bucket * needs.numbers as usize];
+        let feed = Feed::new(bucket, &vec![0; bucket], &numbers, Reach::Rings(window))?;
+        let mut out = vec![0f32; bucket * needs.width];
+        if let Some(result) = self.evaluate(program, feed)? {
+            result.f_copy_data(&mut out, bucket * needs.width)?;
+        }
+        let bits = |row: &[f32]| row.iter().map(|number| number.to_bits()).collect();
+        Ok(out.chunks_exact(needs.width.max(1)).map(bits).collect())
     }
 
     /// Fills every image with the same made-up keys and values.
@@ -218,7 +238,8 @@ impl Torch {
         let mut inputs = vec![0i64; bucket * each];
         let mut numbers = vec![0f32; bucket * numbers_each];
         let mut places = vec![i64::from(spare); bucket];
-        let mut mask = vec![f32::NEG_INFINITY; bucket * ring];
+        let looking = if self.some_may_look { highest + 1 } else { bucket };
+        let mut mask = vec![f32::NEG_INFINITY; looking * ring];
         // What nobody wants sees the spare place alone.
         mask.iter_mut().skip(spare as usize).step_by(ring).for_each(|seen| *seen = 0.0);
         for row in rows {
@@ -236,9 +257,10 @@ impl Torch {
         let window = Window {
             first: 0,
             images: bucket as i64,
+            looking: looking as i64,
             ranks: 1,
             write: Write::Each(places),
-            mask: Tensor::f_from_slice(&mask)?.f_view([bucket as i64, 1, ring as i64])?,
+            mask: Tensor::f_from_slice(&mask)?.f_view([looking as i64, 1, ring as i64])?,
         };
         let feed = Feed::new(bucket, &inputs, &numbers, Reach::Rings(window))?;
         let Some(result) = self.evaluate(program, feed)? else { return Ok(()) };
@@ -268,6 +290,7 @@ impl Torch {
         let window = Window {
             first: i64::from(first.slot),
             images: images as i64,
+            looking: images as i64,
             ranks: ranks as i64,
             write: Write::Span(Tensor::f_from_slice(&places)?),
             mask: Tensor::f_from_slice(&mask)?.f_view([1, ranks as i64, ring as i64])?,

@@ -21,10 +21,12 @@ pub(super) struct Window {
     pub(super) first: i64,
     /// Images B, consecutive from `first` on.
     pub(super) images: i64,
+    /// How many of them, from the first on, look at what they see; the others are there to be multiplied along.
+    pub(super) looking: i64,
     /// Ranks T of each.
     pub(super) ranks: i64,
     pub(super) write: Write,
-    /// Added to the attention scores: 0 or minus infinity, [B, T, places + 1].
+    /// Added to the attention scores: 0 or minus infinity, [looking, T, places + 1], or [1, ..] where all see the same.
     pub(super) mask: Tensor,
 }
 
@@ -60,17 +62,20 @@ pub(super) fn store(from: &Tensor, ring: &Ring, window: &Window, precision: Prec
     Ok(())
 }
 
-/// Attention of `from` [B * T, queries of all heads]: [B * T, values].
+/// Attention of `from` [B * T, queries of all heads]: [B * T, values], zeros for images that do not look.
 pub(super) fn look(from: &Tensor, ring: &Ring, sight: Sight, window: &Window) -> Result<Tensor, TchError> {
     let [heads, head_key, head_value] =
         [ring.attention.heads, ring.attention.head_key, ring.attention.head_value].map(i64::from);
-    let &Window { first, images, ranks, .. } = window;
-    let (batch, places) = (images * heads, i64::from(ring.places));
-    let query =
-        from.f_view([images, ranks, heads, head_key])?.f_transpose(1, 2)?.f_reshape([batch, ranks, head_key])?;
-    // [B * heads, places + 1, head_key] and [.., head_value]: views of the state.
-    let keys = ring.keys.f_narrow(0, first, images)?.f_flatten(0, 1)?;
-    let values = ring.values.f_narrow(0, first, images)?.f_flatten(0, 1)?;
+    let &Window { first, images, looking, ranks, .. } = window;
+    let (batch, places) = (looking * heads, i64::from(ring.places));
+    let query = from
+        .f_narrow(0, 0, looking * ranks)?
+        .f_view([looking, ranks, heads, head_key])?
+        .f_transpose(1, 2)?
+        .f_reshape([batch, ranks, head_key])?;
+    // [looking * heads, places + 1, head_key] and [.., head_value]: views of the state.
+    let keys = ring.keys.f_narrow(0, first, looking)?.f_flatten(0, 1)?;
+    let values = ring.values.f_narrow(0, first, looking)?.f_flatten(0, 1)?;
     let (scores, values) = match sight {
         Sight::All => (query.f_bmm(&keys.f_narrow(1, 0, places)?.f_transpose(1, 2)?)?, values.f_narrow(1, 0, places)?),
         Sight::Seen => {
@@ -82,12 +87,16 @@ pub(super) fn look(from: &Tensor, ring: &Ring, sight: Sight, window: &Window) ->
             (mask.f_baddbmm(&query, &keys.f_transpose(1, 2)?, 1.0, 1.0)?, values)
         }
     };
-    scores
+    let seen = scores
         .f_softmax(-1, None)?
         .f_bmm(&values)?
-        .f_view([images, heads, ranks, head_value])?
+        .f_view([looking, heads, ranks, head_value])?
         .f_transpose(1, 2)?
-        .f_reshape([images * ranks, heads * head_value])
+        .f_reshape([looking * ranks, heads * head_value])?;
+    if looking == images {
+        return Ok(seen);
+    }
+    seen.f_constant_pad_nd([0, 0, 0, (images - looking) * ranks])
 }
 
 /// Writes `rows` [B, heads, T, width] into `state` [slots, heads, places + 1, width].
