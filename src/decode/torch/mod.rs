@@ -8,7 +8,7 @@
 //! Batch invariance: libtorch's matrix products give bit-identical rows only from some number of rows on, since fewer are
 //! multiplied by code that sums in another order. A step over rings therefore runs over the slots 0..n for the least
 //! allowed n, wanted or not; slots nobody wants write to a spare place that nobody sees, and those behind the last that is
-//! wanted do not look. Which n are allowed, and whether some may not look, is found by trying. Rows over memories are padded
+//! wanted do not look where n is the least. Which n are allowed, and whether some may not look, is found by trying. Rows over memories are padded
 //! likewise and multiplied piece by piece; where a trial shows that the bits of a product depend on the place of a row in its
 //! piece, it is written as sums instead. Functions that libtorch does not compute to the last bit alike in vectors and in
 //! what is left over are taken row by row.
@@ -74,7 +74,7 @@ pub struct Torch {
     parallel: bool,
     /// For each program, the slots a step takes at least; over memories, what its rows are padded to a multiple of.
     smallest_buckets: Vec<usize>,
-    /// Whether slots nobody wants may be left out of attention.
+    /// Whether slots nobody wants may be left out of attention where a step takes the fewest; there it is most of it.
     some_may_look: bool,
     /// For each program and operation, the product it is.
     products: Vec<Vec<Option<Product>>>,
@@ -172,10 +172,10 @@ impl Torch {
                 break;
             }
             smallest = bucket;
-            for looking in 1..bucket {
-                let rows = self.trial(program, &needs, bucket, looking)?;
-                self.some_may_look &= rows.iter().take(looking).all(|row| row == reference);
-            }
+        }
+        for looking in 1..smallest {
+            let rows = self.trial(program, &needs, smallest, looking)?;
+            self.some_may_look &= rows.iter().take(looking).eq(reference.iter().cycle().take(looking));
         }
         self.forget(0, self.rows as i64)?;
         Ok(smallest)
@@ -238,7 +238,7 @@ impl Torch {
         let mut inputs = vec![0i64; bucket * each];
         let mut numbers = vec![0f32; bucket * numbers_each];
         let mut places = vec![i64::from(spare); bucket];
-        let looking = if self.some_may_look { highest + 1 } else { bucket };
+        let looking = if self.some_may_look && bucket == smallest { highest + 1 } else { bucket };
         let mut mask = vec![f32::NEG_INFINITY; looking * ring];
         // What nobody wants sees the spare place alone.
         mask.iter_mut().skip(spare as usize).step_by(ring).for_each(|seen| *seen = 0.0);
@@ -506,7 +506,8 @@ impl Decoder for Torch {
         let share = |products: &Vec<Option<Product>>| products.iter().map(|p| p.as_ref().map(Product::share)).collect();
         let products = self.products.iter().map(share).collect();
         let smallest_buckets = self.smallest_buckets.clone();
-        let mut another = Self { products, smallest_buckets, parallel: self.parallel, ..another };
+        let Self { parallel, some_may_look, .. } = *self;
+        let mut another = Self { products, smallest_buckets, parallel, some_may_look, ..another };
         // Which buckets of rings agree depends on the largest.
         if slots != self.slots {
             for program in 0..another.programs.len() {
