@@ -8,10 +8,10 @@
 //! Batch invariance: libtorch's matrix products give bit-identical rows only from some number of rows on, since fewer are
 //! multiplied by code that sums in another order. A step over rings therefore runs over the slots 0..n for the least
 //! allowed n, wanted or not; slots nobody wants write to a spare place that nobody sees, and those behind the last that is
-//! wanted do not look where n is the least. Which n are allowed, and whether some may not look, is found by trying. Rows over memories are padded
-//! likewise and multiplied piece by piece; where a trial shows that the bits of a product depend on the place of a row in its
-//! piece, it is written as sums instead. Functions that libtorch does not compute to the last bit alike in vectors and in
-//! what is left over are taken row by row.
+//! wanted do not look where n is the least and a trial shows that the bits of the others stay. Which n are allowed is found
+//! by trying too. Rows over memories are padded likewise and multiplied piece by piece; where a trial shows that the bits of
+//! a product depend on the place of a row in its piece, it is written as sums instead. Functions that libtorch does not
+//! compute to the last bit alike in vectors and in what is left over are taken row by row.
 
 mod memories;
 mod pointwise;
@@ -74,8 +74,9 @@ pub struct Torch {
     parallel: bool,
     /// For each program, the slots a step takes at least; over memories, what its rows are padded to a multiple of.
     smallest_buckets: Vec<usize>,
-    /// Whether slots nobody wants may be left out of attention where a step takes the fewest; there it is most of it.
-    some_may_look: bool,
+    /// Whether attention over fewer slots than the least of a step leaves the bits of those; steps of more look at all of
+    /// theirs, of which at most three are not wanted.
+    attention_is_invariant: bool,
     /// For each program and operation, the product it is.
     products: Vec<Vec<Option<Product>>>,
 }
@@ -146,7 +147,7 @@ impl Torch {
             rings: rings.collect::<Result<_, TchError>>()?,
             memories: memories.collect::<Result<_, TchError>>()?,
             smallest_buckets: vec![BUCKET; programs.len()],
-            some_may_look: true,
+            attention_is_invariant: true,
             products: products.collect::<Result<_, TchError>>()?,
             programs,
             precision,
@@ -174,14 +175,17 @@ impl Torch {
             smallest = bucket;
         }
         for looking in 1..smallest {
+            if !self.attention_is_invariant {
+                break;
+            }
             let rows = self.trial(program, &needs, smallest, looking)?;
-            self.some_may_look &= rows.iter().take(looking).eq(reference.iter().cycle().take(looking));
+            self.attention_is_invariant = rows.iter().take(looking).all(|row| Some(row) == reference.as_ref());
         }
         self.forget(0, self.rows as i64)?;
         Ok(smallest)
     }
 
-    /// The bits of a step of `bucket` rows that hold the same.
+    /// The bits of each row of a step of `bucket` slots that hold the same, the first `looking` of which look.
     fn trial(
         &mut self,
         program: usize,
@@ -238,7 +242,7 @@ impl Torch {
         let mut inputs = vec![0i64; bucket * each];
         let mut numbers = vec![0f32; bucket * numbers_each];
         let mut places = vec![i64::from(spare); bucket];
-        let looking = if self.some_may_look && bucket == smallest { highest + 1 } else { bucket };
+        let looking = if self.attention_is_invariant && bucket == smallest { highest + 1 } else { bucket };
         let mut mask = vec![f32::NEG_INFINITY; looking * ring];
         // What nobody wants sees the spare place alone.
         mask.iter_mut().skip(spare as usize).step_by(ring).for_each(|seen| *seen = 0.0);
@@ -506,8 +510,8 @@ impl Decoder for Torch {
         let share = |products: &Vec<Option<Product>>| products.iter().map(|p| p.as_ref().map(Product::share)).collect();
         let products = self.products.iter().map(share).collect();
         let smallest_buckets = self.smallest_buckets.clone();
-        let Self { parallel, some_may_look, .. } = *self;
-        let mut another = Self { products, smallest_buckets, parallel, some_may_look, ..another };
+        let Self { parallel, attention_is_invariant, .. } = *self;
+        let mut another = Self { products, smallest_buckets, parallel, attention_is_invariant, ..another };
         // Which buckets of rings agree depends on the largest.
         if slots != self.slots {
             for program in 0..another.programs.len() {
