@@ -103,8 +103,8 @@ RECIPES = {
         masked(4, 0.3, hidden_width=32, residual=True, skip=True, kernel_size=3), settings(40), side=4),
     "letters": Recipe(
         "gated_pixel_cnn", "Letters A to Z in colour, 16x16, by class: Gated PixelCNN",
-        masked(8, 0.0, stack_width=48, kernel_size=3) | {"head_widths": [96]},
-        settings(8, batch=16, weight_decay=0.01, class_scale=5.0, stop=5800), data="letters", side=16, report=1),
+        masked(8, 0.05, stack_width=64, kernel_size=3) | {"head_widths": [96]},
+        settings(24, batch=16, weight_decay=0.01, class_scale=5.0), data="letters", side=16, report=1),
     "letters_upscale": Recipe(
         "gated_pixel_cnn", "Letters in colour, from 8x8 to 32x32: Gated PixelCNN over maps of the small image",
         masked(8, 0.0, stack_width=48, kernel_size=3, low_height=8, low_width=8, condition_maps=24)

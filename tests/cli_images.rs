@@ -65,13 +65,36 @@ fn a_small_image_is_enlarged_to_what_the_reference_makes_of_it() {
     let sheet = Shape::new(4 + 64 + 4, 4 + 96 + 4 + 96 + 4, 3, 256).unwrap();
     assert!(codec::decode_png(&std::fs::read(&out).unwrap(), sheet, None).is_ok());
 
+    // Its upper half is kept, and the same noise makes the same lower half of it.
+    let large = Path::new(&dir).join(format!("small-{index}.png"));
+    let complete = ["complete", "--keep-rows", "2", large.to_str().unwrap()];
+    let noise = ["--seed", &seed, "--first-index", &index, "--low-resolution", &small, "--out-dir", &dir, "--json"];
+    let output = pixeld(models.path(), &[&complete[..], &noise].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["totals"]["values"], 12);
+    let completed = std::fs::read(Path::new(&dir).join(format!("small-{index}-{index}.png"))).unwrap();
+    assert_eq!(completed, made);
+
     // The image does not fit as one to be completed, nor can a model be left without what it needs.
-    let output = pixeld(models.path(), &["complete", "--keep-rows", "2", &small]);
-    assert_eq!(output.status.code(), Some(64));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("small.png: must be 6 pixels wide and 4 high"));
-    let output = pixeld(models.path(), &["sample", "--out", &out]);
-    assert_eq!(output.status.code(), Some(64));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("needs a low-resolution image of 2 x 3"));
+    for (arguments, words) in [
+        (&["complete", "--keep-rows", "2", &small][..], "small.png: must be 6 pixels wide and 4 high"),
+        (&complete, "--low-resolution: the model needs a low-resolution image of 2 x 3"),
+        (
+            &[&complete[..], &["--low-resolution", complete[3]]].concat(),
+            "--low-resolution: must be 3 pixels wide and 2 high",
+        ),
+        (
+            &[&complete[..], &["--low-resolution", &small, &small]].concat(),
+            "--low-resolution: must be 1 image or 1, got 2",
+        ),
+        (&["sample", "--out", &out], "use `pixeld upscale`: the model needs a low-resolution image of 2 x 3"),
+    ] {
+        let output = pixeld(models.path(), arguments);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(64), "{arguments:?}: {said}");
+        assert!(said.contains(words), "{arguments:?}: {said}");
+    }
 }
 
 #[test]
@@ -189,6 +212,17 @@ fn a_model_of_two_stages_draws_what_the_reference_draws_and_tells_both_likelihoo
         let [told, known] = [&report["images"][0][told], &drawn[known]].map(|nats| nats.as_f64().unwrap());
         assert!((told - known).abs() < 1e-3, "{told} against {known}");
     }
+    // The small image is kept too, and the larger one scores given it.
+    let low = dir.join("low-resolution").join(format!("{class}-{index}.png"));
+    let lower = Shape::new(2, 3, 3, 5).unwrap();
+    assert_eq!(codec::decode_png(&std::fs::read(&low).unwrap(), lower, None).unwrap(), values(&drawn["low"]));
+    let [image, low] = [dir.join(format!("{class}-{index}.png")), low].map(|path| path.to_str().unwrap().to_owned());
+    let output =
+        pixeld(&models, &["score", "--model", "upper", "--json", "--class", &class, &image, "--low-resolution", &low]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let score: Value = serde_json::from_str(String::from_utf8(output.stdout).unwrap().lines().next().unwrap()).unwrap();
+    let [scored, known] = [-score["nll_nats"].as_f64().unwrap(), drawn["log_likelihood"].as_f64().unwrap()];
+    assert!((scored - known).abs() < 1e-3, "{scored} against {known}");
     let listed = pixeld(&models, &["models", "--json"]);
     let listed: Vec<Value> =
         String::from_utf8(listed.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();

@@ -13,8 +13,18 @@ pub(super) struct Finished {
     pub(super) crc32c: u32,
     /// In nats.
     pub(super) log_likelihood: f64,
-    /// Of the low-resolution image that was drawn for it, in nats.
-    pub(super) low_log_likelihood: Option<f64>,
+    /// The low-resolution image that was drawn for it.
+    pub(super) low: Option<Low>,
+}
+
+/// A low-resolution image that the server drew.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Low {
+    pub(super) shape: Shape,
+    /// Values in raster order.
+    pub(super) raster: Vec<u16>,
+    /// In nats.
+    pub(super) log_likelihood: f64,
 }
 
 /// The images of one stream in the making.
@@ -67,24 +77,37 @@ impl Assembly {
     /// The images, if `completed` says the same of them as what was received.
     pub(super) fn finish(&self, completed: &GenerationCompleted) -> Result<Vec<Finished>, String> {
         let count = self.images.len();
-        let low = &completed.low_resolution_log_likelihoods;
+        let (low, low_log_likelihoods) = (&completed.low_resolution_images, &completed.low_resolution_log_likelihoods);
         let silent = |told: usize| told != count;
         if silent(completed.crc32c.len())
             || silent(completed.log_likelihoods.len())
-            || !low.is_empty() && silent(low.len())
+            || !low_log_likelihoods.is_empty() && silent(low_log_likelihoods.len())
+            || low.len() != low_log_likelihoods.len()
         {
             return Err("its end does not speak of every image".to_owned());
         }
+        let mut lows = low.iter().zip(low_log_likelihoods).map(|(image, &nats)| Low::new(image, nats));
         let told = completed.crc32c.iter().zip(&completed.log_likelihoods);
         let finished = self.images.iter().zip(told).enumerate().map(|(index, (image, (&crc, &log_likelihood)))| {
             let crc32c = crc32c::crc32c(&codec::values_to_raw(image.values(), self.shape));
             if !image.is_complete() || crc32c != crc {
                 return Err(format!("image {index} did not arrive as it was sent"));
             }
-            let low_log_likelihood = low.get(index).copied();
-            Ok(Finished { raster: image.to_raster(self.order), crc32c, log_likelihood, low_log_likelihood })
+            Ok(Finished { raster: image.to_raster(self.order), crc32c, log_likelihood, low: lows.next().transpose()? })
         });
         finished.collect()
+    }
+}
+
+impl Low {
+    /// The raw image that a stream ends with.
+    fn new(image: &proto::Image, log_likelihood: f64) -> Result<Self, String> {
+        let shape = shape(image.shape.as_ref())?;
+        let raster = codec::values_from_raw(&image.data, shape)?;
+        if image.encoding() != proto::ImageEncoding::Raw || raster.len() != shape.values() as usize {
+            return Err("a low-resolution image of it is not the whole, raw image".to_owned());
+        }
+        Ok(Self { shape, raster, log_likelihood })
     }
 }
 
@@ -195,12 +218,28 @@ mod tests {
         };
         assert!(whole().finish(&told(crc32c::crc32c(&[1, 1]))).is_ok());
         assert!(whole().finish(&told(7)).is_err(), "another checksum");
-        let with_low = |low_resolution_log_likelihoods| GenerationCompleted {
-            low_resolution_log_likelihoods,
+        let small = |data: &'static [u8]| proto::Image {
+            data: data.into(),
+            encoding: proto::ImageEncoding::Raw.into(),
+            shape: Some(proto::ImageShape { height: 1, width: 1, channels: 1, levels: 4 }),
+        };
+        let with_low = |images: &[proto::Image], nats: &[f64]| GenerationCompleted {
+            low_resolution_images: images.to_vec(),
+            low_resolution_log_likelihoods: nats.to_vec(),
             ..told(crc32c::crc32c(&[1, 1]))
         };
-        assert_eq!(whole().finish(&with_low(vec![-1.0, -2.0])).unwrap()[1].low_log_likelihood, Some(-2.0));
-        assert!(whole().finish(&with_low(vec![-1.0])).is_err(), "a low-resolution image for one of two");
+        let finished = whole().finish(&with_low(&[small(&[2]), small(&[3])], &[-1.0, -2.0])).unwrap();
+        let low = finished[1].low.as_ref().unwrap();
+        assert_eq!((low.raster.as_slice(), low.log_likelihood), ([3].as_slice(), -2.0));
+        let refused = |images: &[proto::Image], nats: &[f64]| whole().finish(&with_low(images, nats)).unwrap_err();
+        assert!(refused(&[small(&[2])], &[-1.0]).contains("every image"), "a low-resolution image for one of two");
+        assert!(refused(&[small(&[2])], &[-1.0, -2.0]).contains("every image"), "two likelihoods of one");
+        assert!(refused(&[small(&[2]), small(&[4])], &[-1.0, -2.0]).contains("0..=3"), "no such level");
+        assert!(refused(&[small(&[2]), small(&[])], &[-1.0, -2.0]).contains("whole"), "no values");
+        let shapeless = proto::Image { shape: None, ..small(&[2]) };
+        assert!(refused(&[small(&[2]), shapeless], &[-1.0, -2.0]).contains("shape"), "no shape");
+        let png = proto::Image { encoding: proto::ImageEncoding::Png.into(), ..small(&[2]) };
+        assert!(refused(&[small(&[2]), png], &[-1.0, -2.0]).contains("raw"), "another encoding");
         assert!(whole().finish(&GenerationCompleted::default()).is_err(), "nothing told");
         assert!(fresh().finish(&told(crc32c::crc32c(&[]))).is_err(), "incomplete");
     }

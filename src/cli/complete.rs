@@ -1,9 +1,11 @@
 //! `pixeld complete`: the upper part of an image is kept, and the model draws the rest.
 
+use std::path::PathBuf;
+
 use clap::Args;
 
 use super::failure::Failure;
-use super::from_images::{FromImages, Kind, Subject};
+use super::from_images::{FromImages, Kind, Subject, read_png, small};
 use crate::image::{Canvas, Order, codec};
 use crate::rpc::proto::Conditioning;
 
@@ -11,9 +13,13 @@ const AFTER_HELP: &str = "\
 Images are PNG files of the model's own size, as `pixeld sample --out-dir` writes them. A line of the sheet shows an image,
 what is kept of it, and its completions.
 
+A model that enlarges needs the low-resolution images too. A model of two stages draws those itself if they are not given,
+before the images and without regard to what is kept of them.
+
 Examples:
   pixeld complete --models ./models --class 3 --keep-rows 4 --count 6 --out completed.png images/3-0.png
-  pixeld complete --endpoint http://127.0.0.1:50051 --keep-rows 16 --out-dir completed/ images/*.png";
+  pixeld complete --endpoint http://127.0.0.1:50051 --keep-rows 16 --out-dir completed/ images/*.png
+  pixeld complete --model faces --keep-rows 16 --out completed.png larger/face-0.png --low-resolution face.png";
 
 /// Flags of `pixeld complete`.
 #[derive(Args, Debug)]
@@ -24,20 +30,38 @@ pub(super) struct Complete {
     /// Rows of pixels that are kept, from the top
     #[arg(long, value_name = "ROWS", allow_negative_numbers = true)]
     keep_rows: u32,
+    /// PNG files of the low-resolution images: one for all, or one for each image in their order
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    low_resolution: Vec<PathBuf>,
 }
 
 impl Complete {
     pub(super) async fn run(self) -> Result<(), Failure> {
-        let rows = self.keep_rows;
-        self.images.run(|kind, file| subject(kind, file, rows)).await
+        let (count, given) = (self.images.count(), self.low_resolution.len());
+        if ![0, 1, count].contains(&given) {
+            return Err(Failure::Usage(format!("--low-resolution: must be 1 image or {count}, got {given}")));
+        }
+        let lows: Vec<_> = self.low_resolution.iter().map(|path| read_png(path)).collect::<Result<_, _>>()?;
+        let read = |kind: &Kind, index: usize, file: &[u8]| {
+            let mut subject = subject(kind, file, self.keep_rows)?;
+            let low = if given == 1 { lows.first() } else { lows.get(index) };
+            subject.conditioning.low_resolution = low.map(|file| small(file));
+            Ok(subject)
+        };
+        let done = self.images.run(read).await;
+        let field = "spec.conditioning.low_resolution";
+        done.map_err(|failure| {
+            let failure = failure.renaming(&format!("{field}.data"), "--low-resolution");
+            failure.renaming(field, "--low-resolution")
+        })
     }
 }
 
 /// What is known of the image in `file` if its first `rows` rows are.
 fn subject(kind: &Kind, file: &[u8], rows: u32) -> Result<Subject, String> {
     let shape = kind.shape;
-    if rows >= shape.height() {
-        return Err(format!("--keep-rows must be below the {} rows of an image, got {rows}", shape.height()));
+    if rows == 0 || rows >= shape.height() {
+        return Err(format!("--keep-rows must be 1 to {}, got {rows}", shape.height() - 1));
     }
     if let Order::BlockRaster(blocks) = kind.order
         && !rows.is_multiple_of(blocks.height())
@@ -73,9 +97,10 @@ mod tests {
         assert_eq!(found.conditioning.prefix.as_ref(), [1, 3, 2, 4]);
         assert_eq!(found.before, [raster, vec![1, 2, 3, 4, 0, 0, 0, 0]]);
         assert!(subject(&kind, &file, 1).unwrap_err().contains("multiple of the 2 rows"));
-        assert!(subject(&kind, &file, 4).unwrap_err().contains("below the 4 rows"));
+        for rows in [0, 4] {
+            assert_eq!(subject(&kind, &file, rows).unwrap_err(), format!("--keep-rows must be 1 to 3, got {rows}"));
+        }
         let raster = Kind { order: Order::Raster, ..kind };
         assert_eq!(subject(&raster, &file, 1).unwrap().conditioning.prefix.as_ref(), [1, 2]);
-        assert!(subject(&raster, &file, 0).unwrap().conditioning.prefix.is_empty());
     }
 }

@@ -1,5 +1,7 @@
 //! Drawing images: the flags that the commands share which do, their requests, and what the streams bring.
 
+use std::path::Path;
+
 use clap::Args;
 use indicatif::ProgressBar;
 use tokio::task::JoinSet;
@@ -8,8 +10,8 @@ use super::access::Channel;
 use super::assembly::{Assembly, Finished};
 use super::failure::Failure;
 use super::source::Granularity;
-use super::{client, progress};
-use crate::image::{Palette, Shape};
+use super::{client, output, progress};
+use crate::image::{Palette, Shape, codec};
 use crate::rpc::proto::generation_service_client::GenerationServiceClient;
 use crate::rpc::proto::stream_generate_images_response::Event;
 use crate::rpc::proto::{Conditioning, GenerationSpec, SamplingParams, StreamGenerateImagesRequest};
@@ -78,6 +80,9 @@ impl Controls {
     }
 }
 
+/// Directory of the low-resolution images below that of the images.
+const LOW_RESOLUTION: &str = "low-resolution";
+
 /// What one stream brought.
 pub(super) struct Batch {
     pub(super) class: Option<u32>,
@@ -95,6 +100,26 @@ impl Batch {
     /// The images with their noise numbers.
     pub(super) fn numbered(&self) -> impl Iterator<Item = (&Finished, u32)> {
         self.images.iter().zip(self.first_index..=u32::MAX)
+    }
+
+    /// Writes each image to `dir`, as STEM-NUMBER.png, and the low-resolution image that was drawn for it below `dir`,
+    /// under the same name.
+    pub(super) fn write_pngs(&self, dir: &Path, stem: &str, advice: &str) -> Result<(), Failure> {
+        let refuse = |what| Failure::Usage(format!("--out-dir: {what}{advice}"));
+        let below = dir.join(LOW_RESOLUTION);
+        if self.images.iter().any(|image| image.low.is_some()) {
+            output::directory(&below)?;
+        }
+        for (image, index) in self.numbered() {
+            let name = format!("{stem}-{index}.png");
+            let png = codec::encode_png(&image.raster, self.shape, self.palette.as_ref()).map_err(refuse)?;
+            output::file(&dir.join(&name), &png)?;
+            if let Some(low) = &image.low {
+                let png = codec::encode_png(&low.raster, low.shape, None).map_err(refuse)?;
+                output::file(&below.join(&name), &png)?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -13,7 +13,7 @@ use super::report::Report;
 use super::source::Source;
 use super::{client, connect, input, output};
 use crate::image::{Order, Palette, Shape, codec};
-use crate::rpc::proto::{Conditioning, Model};
+use crate::rpc::proto::{Conditioning, Image, ImageEncoding, Model};
 
 /// Largest PNG file that is read; no image of this project comes near it.
 const MAX_PNG_BYTES: u64 = 64 << 20;
@@ -61,13 +61,18 @@ pub(super) struct Subject {
 }
 
 impl FromImages {
-    /// Reads every image with `read`, makes others from it, and writes them.
-    pub(super) async fn run(self, read: impl Fn(&Kind, &[u8]) -> Result<Subject, String>) -> Result<(), Failure> {
+    /// How many images are given.
+    pub(super) fn count(&self) -> usize {
+        self.images.len()
+    }
+
+    /// Reads every image with `read`, which is told the how manyth it is, makes others from it, and writes them.
+    pub(super) async fn run(
+        self,
+        read: impl Fn(&Kind, usize, &[u8]) -> Result<Subject, String>,
+    ) -> Result<(), Failure> {
         self.out.iter().try_for_each(|path| output::expect_writable(path))?;
-        if let Some(dir) = &self.out_dir {
-            std::fs::create_dir_all(dir)
-                .map_err(|error| Failure::Usage(format!("cannot make {}: {error}", dir.display())))?;
-        }
+        self.out_dir.iter().try_for_each(|path| output::directory(path))?;
         let files: Vec<_> = self.images.iter().map(|path| read_png(path)).collect::<Result<_, _>>()?;
         let seed = self.controls.seed();
         let work = async |channel: &Channel| {
@@ -75,7 +80,7 @@ impl FromImages {
             let (mut requests, mut before) = (Vec::new(), Vec::new());
             for (k, (path, file)) in self.images.iter().zip(&files).enumerate() {
                 let refuse = |what| Failure::Usage(format!("{}: {what}", path.display()));
-                let subject = read(&kind, file).map_err(refuse)?;
+                let subject = read(&kind, k, file).map_err(refuse)?;
                 let conditioning = Conditioning { class_label: self.class, ..subject.conditioning };
                 requests.push(self.controls.request(k, seed, Some(conditioning))?);
                 before.push(subject.before);
@@ -101,11 +106,7 @@ impl FromImages {
         if let Some(dir) = &self.out_dir {
             for (path, batch) in self.images.iter().zip(&batches) {
                 let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-                for (image, index) in batch.numbered() {
-                    let png = codec::encode_png(&image.raster, shape, palette)
-                        .map_err(|what| Failure::Usage(format!("--out-dir: {what}")))?;
-                    output::file(&dir.join(format!("{stem}-{index}.png")), &png)?;
-                }
+                batch.write_pngs(dir, &stem, "")?;
             }
         }
         let Some(report) = Report::new(&batches, &self.images, seed, seconds) else { return Ok(()) };
@@ -126,6 +127,11 @@ pub(super) fn kind(model: &Model) -> Result<Kind, Failure> {
     let palette = palette.map_err(|rule| not_serving(format!("its palette {rule}")))?;
     let order = order(model.order(), model.blocks, whole).map_err(not_serving)?;
     Ok(Kind { shape: whole, palette, order, low })
+}
+
+/// A low-resolution image as the wire takes it.
+pub(super) fn small(file: &[u8]) -> Image {
+    Image { data: file.to_vec().into(), encoding: ImageEncoding::Png.into(), shape: None }
 }
 
 /// The bytes of a file that should be a PNG of one image.

@@ -56,6 +56,11 @@ pub(super) fn file(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     fs::write(path, bytes).map_err(|error| Failure::Usage(format!("cannot write {}: {error}", path.display())))
 }
 
+/// Makes a directory that may be there already.
+pub(super) fn directory(path: &Path) -> Result<(), Failure> {
+    fs::create_dir_all(path).map_err(|error| Failure::Usage(format!("cannot make {}: {error}", path.display())))
+}
+
 /// Refuses a file that could not be written, before the work that would fill it.
 pub(super) fn expect_writable(path: &Path) -> Result<(), Failure> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));

@@ -61,7 +61,7 @@ impl<'a> Report<'a> {
                 crc32c: format!("{:08x}", image.crc32c),
                 log_likelihood: image.log_likelihood,
                 bits_per_dim: -image.log_likelihood / (dims * std::f64::consts::LN_2),
-                low_resolution_log_likelihood: image.low_log_likelihood,
+                low_resolution_log_likelihood: image.low.as_ref().map(|low| low.log_likelihood),
             }));
         }
         let values = batches.iter().map(|batch| batch.drawn).sum();

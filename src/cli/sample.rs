@@ -33,7 +33,8 @@ number and class give the same image at any time, alone or in a crowd; --json te
 alone: --seed SEED --first-index NUMBER --count 1.
 
 A model of two stages has a low-resolution image drawn for each image first; likelihoods and bits/dim are those of the
-image given that one, and --json tells the low-resolution image's own beside.
+image given that one, and --json tells the low-resolution image's own beside. --out-dir keeps the low-resolution images in
+DIR/low-resolution/, as `pixeld score --low-resolution` takes them.
 
 Examples:
   pixeld sample --models ./models --class 3 --count 4 --seed 7 --out digits.png
@@ -68,10 +69,7 @@ pub(super) struct Sample {
 impl Sample {
     pub(super) async fn run(self) -> Result<(), Failure> {
         [&self.out, &self.npy].into_iter().flatten().try_for_each(|path| output::expect_writable(path))?;
-        if let Some(dir) = &self.out_dir {
-            std::fs::create_dir_all(dir)
-                .map_err(|error| Failure::Usage(format!("cannot make {}: {error}", dir.display())))?;
-        }
+        self.out_dir.iter().try_for_each(|path| output::directory(path))?;
         let seed = self.controls.seed();
         let requests = self.requests(seed)?;
 
@@ -80,7 +78,9 @@ impl Sample {
             let batches = draw(channel, requests).await?;
             Ok((batches, began.elapsed().as_secs_f64()))
         };
-        let (batches, seconds) = connect::with(self.source.target()?, work).await?;
+        let (batches, seconds) = connect::with(self.source.target()?, work)
+            .await
+            .map_err(|failure| failure.renaming("spec.conditioning.low_resolution", "use `pixeld upscale`"))?;
         self.write_files(&batches)?;
         let Some(report) = Report::new(&batches, &[], seed, seconds) else { return Ok(()) };
         report.tell(self.json, &[self.out.as_ref(), self.out_dir.as_ref(), self.npy.as_ref()])
@@ -114,11 +114,7 @@ impl Sample {
         if let Some(dir) = &self.out_dir {
             for batch in batches {
                 let class = batch.class.map_or_else(|| "image".to_owned(), |class| class.to_string());
-                for (image, index) in batch.numbered() {
-                    let png = codec::encode_png(&image.raster, shape, palette)
-                        .map_err(|what| Failure::Usage(format!("--out-dir: {what}, with --npy")))?;
-                    output::file(&dir.join(format!("{class}-{index}.png")), &png)?;
-                }
+                batch.write_pngs(dir, &class, ", with --npy")?;
             }
         }
         Ok(())

@@ -188,6 +188,11 @@ proptest! {
         assert_eq!(bits(&expected), bits(&crowded), "torch, together");
         let mut shard = torch.another(SLOTS).unwrap();
         assert_eq!(bits(&expected), bits(&run(&mut *shard, programs, width, &rows, 1)), "torch, another");
+        let mut all = Torch::new(&network, SLOTS).unwrap().all_looking();
+        for together in [1, SLOTS as usize] {
+            let all = run(&mut all, programs, width, &rows, together);
+            assert_eq!(bits(&expected), bits(&all), "torch, all looking, {together} together");
+        }
         let mut fused: Option<Vec<u32>> = None;
         for isa in Isa::available() {
             let mut native = native::decoder(&network, SLOTS, isa).unwrap();

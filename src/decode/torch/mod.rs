@@ -120,6 +120,13 @@ impl Torch {
         Self::with_state(programs, &network.memories, &network.rings, network.precision, slots)
     }
 
+    /// The same as if the trial had found that the bits of attention depend on the slots that look.
+    #[cfg(test)]
+    pub(super) fn all_looking(mut self) -> Self {
+        self.attention_is_invariant = false;
+        self
+    }
+
     fn with_state(
         programs: Vec<Program>,
         memories: &[(u32, u32)],
