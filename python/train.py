@@ -108,7 +108,7 @@ RECIPES = {
     "letters_upscale": Recipe(
         "gated_pixel_cnn", "Letters in colour, from 8x8 to 32x32: Gated PixelCNN over maps of the small image",
         masked(8, 0.0, stack_width=48, kernel_size=3, low_height=8, low_width=8, condition_maps=24)
-        | {"head_widths": [96]}, settings(1, batch=8, rate=2e-3, weight_decay=0.01), data="letters", side=32,
+        | {"head_widths": [96]}, settings(3, batch=8, rate=2e-3, weight_decay=0.01), data="letters", side=32,
         by_class=False, report=1, goldens=1, margin=1e-5),
 }
 
