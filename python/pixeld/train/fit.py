@@ -36,10 +36,10 @@ def fit(trainer: Trainer, judge: Optional[Images] = None, out: Optional[str | Pa
         if resume:
             more = trainer.restore(folder / CHECKPOINT)
             seconds, validation = more["seconds"], more["validation"]
-            say(f"step {trainer.taken} of {trainer.last}: taken up")
+            say(f"step {trainer.taken} of {trainer.steps}: taken up")
         elif (folder / CHECKPOINT).exists():
             raise ValueError(f"{folder / CHECKPOINT} is there already: go on with it (resume), or name another folder")
-    bar = tqdm(total=trainer.last, initial=trainer.taken, unit="step", disable=None)
+    bar = tqdm(total=trainer.steps, initial=trainer.taken, unit="step", disable=None)
     total, count, began = torch.zeros((), device=trainer.device), 0, time.monotonic()
     while not trainer.done:
         total += trainer.step()
@@ -52,7 +52,7 @@ def fit(trainer: Trainer, judge: Optional[Images] = None, out: Optional[str | Pa
         if judge is not None:
             line["validation"] = validation = bits_per_dim(trainer.averaged(), judge)
         line["seconds"] = seconds + time.monotonic() - began
-        say(f"epoch {line['epoch']:g} step {line['step']}/{trainer.last} train {line['train']:.4f}"
+        say(f"epoch {line['epoch']:g} step {line['step']}/{trainer.steps} train {line['train']:.4f}"
             + (f" validation {validation:.4f}" if judge is not None else "") + f" bits/dim, {line['seconds']:.0f} s")
         total, count = torch.zeros_like(total), 0
         if folder is not None:

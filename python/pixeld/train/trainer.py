@@ -38,7 +38,6 @@ class Settings:
     bfloat16: bool = False  # products in bfloat16; weights and everything else stay float32
     weight_norm: bool = False  # folded in `averaged`
     class_scale: float = 1.0  # of the class vectors that training begins with
-    stop: Optional[int] = None  # steps taken of the schedule that the epochs make, if not all
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -126,14 +125,13 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(settings.seed)  # of order, augmentation and class dropout
         self.per_epoch = count // settings.batch
         self.steps = settings.epochs * self.per_epoch
-        self.last = min(settings.stop or self.steps, self.steps)
         self.taken = 0
         self.order = torch.empty(0, dtype=torch.int64)  # of the images in this epoch
 
     @property
     def done(self) -> bool:
         """Whether every step has been taken."""
-        return self.taken >= self.last
+        return self.taken >= self.steps
 
     def factor(self, step: int) -> float:
         """Learning rate of a step, counted from 0, as a share of the highest."""
