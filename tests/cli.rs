@@ -144,10 +144,7 @@ fn help_of_each_command_tells_its_flags_and_gives_examples() {
                 "--json",
             ],
         ),
-        (
-            "complete",
-            &["--model", "--keep-rows", "--low-resolution", "--count", "--granularity", "--out", "--json", "<IMAGES>"],
-        ),
+        ("complete", &["--keep-rows", "--low-resolution", "--count", "--granularity", "--out", "--json", "<IMAGES>"]),
         ("upscale", &["--endpoint", "--count", "--class", "--granularity", "--out", "--out-dir", "--json", "<IMAGES>"]),
         ("score", &["--endpoint", "--model", "--npy", "--class", "--classes", "--per-value", "--json", "[IMAGES]"]),
         ("score", &["--low-resolution ", "--low-resolution-npy"]),
