@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::failure::Failure;
-use super::from_images::{FromImages, Kind, Subject, read_png, small};
+use super::from_images::{FromImages, Kind, Subject};
+use super::images::Images;
 use crate::image::{Canvas, Order, codec};
 use crate::rpc::proto::Conditioning;
 
@@ -41,11 +42,11 @@ impl Complete {
         if ![0, 1, count].contains(&given) {
             return Err(Failure::Usage(format!("--low-resolution: must be 1 image or {count}, got {given}")));
         }
-        let lows: Vec<_> = self.low_resolution.iter().map(|path| read_png(path)).collect::<Result<_, _>>()?;
+        let lows: Vec<_> = Images::open(&self.low_resolution, None)?.read(None)?.collect::<Result<_, _>>()?;
         let read = |kind: &Kind, index: usize, file: &[u8]| {
             let mut subject = subject(kind, file, self.keep_rows)?;
             let low = if given == 1 { lows.first() } else { lows.get(index) };
-            subject.conditioning.low_resolution = low.map(|file| small(file));
+            subject.conditioning.low_resolution = low.cloned();
             Ok(subject)
         };
         let done = self.images.run(read).await;

@@ -13,7 +13,7 @@ use super::report::Report;
 use super::source::Source;
 use super::{client, connect, input, output};
 use crate::image::{Order, Palette, Shape, codec};
-use crate::rpc::proto::{Conditioning, Image, ImageEncoding, Model};
+use crate::rpc::proto::{Conditioning, Model};
 
 /// Largest PNG file that is read; no image of this project comes near it.
 const MAX_PNG_BYTES: u64 = 64 << 20;
@@ -66,7 +66,7 @@ impl FromImages {
         self.images.len()
     }
 
-    /// Reads every image with `read`, which is told the how manyth it is, makes others from it, and writes them.
+    /// Reads every image with `read`, which is told its place among them, makes others from it, and writes them.
     pub(super) async fn run(
         self,
         read: impl Fn(&Kind, usize, &[u8]) -> Result<Subject, String>,
@@ -127,11 +127,6 @@ pub(super) fn kind(model: &Model) -> Result<Kind, Failure> {
     let palette = palette.map_err(|rule| not_serving(format!("its palette {rule}")))?;
     let order = order(model.order(), model.blocks, whole).map_err(not_serving)?;
     Ok(Kind { shape: whole, palette, order, low })
-}
-
-/// A low-resolution image as the wire takes it.
-pub(super) fn small(file: &[u8]) -> Image {
-    Image { data: file.to_vec().into(), encoding: ImageEncoding::Png.into(), shape: None }
 }
 
 /// The bytes of a file that should be a PNG of one image.

@@ -3,9 +3,9 @@
 use clap::Args;
 
 use super::failure::Failure;
-use super::from_images::{FromImages, Kind, Subject, small};
+use super::from_images::{FromImages, Kind, Subject};
 use crate::image::codec;
-use crate::rpc::proto::Conditioning;
+use crate::rpc::proto::{Conditioning, Image, ImageEncoding};
 
 const AFTER_HELP: &str = "\
 Images are PNG files of the low resolution that the model takes; `pixeld models --json` tells it. A line of the sheet shows
@@ -41,7 +41,8 @@ fn subject(kind: &Kind, file: &[u8]) -> Result<Subject, String> {
             enlarged.extend((first..).take(shape.channels() as usize).filter_map(|at| values.get(at).copied()));
         }
     }
-    let conditioning = Conditioning { low_resolution: Some(small(file)), ..Conditioning::default() };
+    let image = Image { data: file.to_vec().into(), encoding: ImageEncoding::Png.into(), shape: None };
+    let conditioning = Conditioning { low_resolution: Some(image), ..Conditioning::default() };
     Ok(Subject { conditioning, before: vec![enlarged] })
 }
 
