@@ -65,9 +65,10 @@ def golden_sample(module: nn.Module, first_seed: int, image: int, label: Optiona
 @torch.no_grad()
 def golden_score(module: nn.Module, values: Tensor, label: Optional[int], low: Optional[Tensor] = None
                  ) -> dict[str, Any]:
-    """One [[golden.score]] entry of an image [H, W, C], computed in the type of the module."""
+    """One [[golden.score]] entry of an image [H, W, C], computed in the type of the module, in eval mode."""
     classes = None if label is None else torch.tensor([label])
-    nats = -log_probs(module, values[None], classes, None if low is None else low[None]).sum().item()
+    # A copy, as for samples: nothing of the caller's module changes, whatever the modes of its parts.
+    nats = -log_probs(copy.deepcopy(module).eval(), values[None], classes, None if low is None else low[None]).sum().item()
     return golden_entry({"values": values.flatten().tolist()}, label, low) | {"nats": nats}
 
 
@@ -79,6 +80,7 @@ def goldens(module: nn.Module, values: Tensor, classes: Optional[Tensor] = None,
     values: images [n, H, W, C] that are scored, with their classes [n] and low-resolution images [n, h, w, C], which
     the samples are made from too. margin: how far every draw of a sample keeps from what rounding could change.
     class_required: whether a request must name a class; otherwise the last sample goes without one.
+    The module may be in training mode, and stays in it.
     """
     exact, config, values = copy.deepcopy(module).double(), config_of(module), values[:count].long()
     lows = [None] * len(values) if low is None else list(low[:count])
@@ -126,8 +128,8 @@ def toml(table: dict[str, Any], path: str = "") -> str:
 
 
 def write_weights(path: Path, module: nn.Module) -> None:
-    """Weights in float32: a TorchScript archive for `.pt`, otherwise safetensors."""
-    module = module.float().eval()
+    """Weights in float32: a TorchScript archive for `.pt`, otherwise safetensors. The module stays as it is."""
+    module = copy.deepcopy(module).float().eval()
     if path.suffix == ".pt":
         archive = io.BytesIO()
         torch.jit.save(torch.jit.script(module), archive)

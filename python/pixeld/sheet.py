@@ -16,15 +16,21 @@ def shades(images: ArrayLike, levels: int) -> NDArray[np.uint8]:
     return np.round(np.asarray(images) * (255.0 / (levels - 1))).astype(np.uint8)
 
 
+def expect_channels(channels: int) -> None:
+    """Raises ValueError if images of so many channels are none for a PNG file."""
+    if channels not in KINDS:
+        raise ValueError(f"channels must be 1 to 4, as a PNG file has, got {channels}: images are [n, height, width, "
+                         "channels]")
+
+
 def write_sheet(path: str | Path, images: ArrayLike, levels: int, columns: Optional[int] = None) -> None:
     """Writes images [n, H, W, C] with values 0..levels-1 line by line, `columns` on each; as a square without.
 
-    Small images are enlarged by a whole factor, pixel by pixel.
+    Small images are enlarged by a whole factor, pixel by pixel. Raises ValueError for more than four channels.
     """
     array = np.asarray(images)
     count, height, width, channels = array.shape
-    if channels not in KINDS:
-        raise ValueError(f"a PNG file has 1 to 4 channels, and the images have {channels}")
+    expect_channels(channels)
     columns = columns or int(np.ceil(np.sqrt(count)))
     lines = -(-count // columns)
     factor = max(SIDE // max(height, width), 1)

@@ -21,7 +21,7 @@ from pixeld.client.model import Model  # noqa: E402
 from pixeld.client.retry import Backoff  # noqa: E402
 from pixeld.client.scoring import Scoring, batches  # noqa: E402
 from pixeld.v1 import generation_service_pb2 as wire  # noqa: E402
-from pixeld.v1 import image_pb2, model_service_pb2, model_service_pb2_grpc  # noqa: E402
+from pixeld.v1 import generation_service_pb2_grpc, image_pb2, model_service_pb2, model_service_pb2_grpc  # noqa: E402
 
 
 def model(levels: int = 256, blocks: bool = False) -> Model:
@@ -89,6 +89,74 @@ class GenerationTest(unittest.TestCase):
                     self.assertTrue(generation.finished)
                     self.assertEqual(generation.done, generation.total)
 
+    def test_pixels_and_rows_come_one_by_one_however_they_were_sent(self) -> None:
+        for of in (model(), model(1000), model(blocks=True)):
+            images = np.random.default_rng(0).integers(0, of.levels, (2, 4, 4, 3)).astype(of.dtype)
+            for granularity, unit in (("pixel", 3), ("row", 12)):
+                for known in (0, 3, 15):
+                    for step in (1, 5, 24, 48):
+                        # The first call is cut after two messages, in the middle of a row perhaps.
+                        generation = Generation(of, 2, known=images, known_values=known, log_probs=True,
+                                                granularity=granularity)
+                        found: list[list[tuple[int, int]]] = [[], []]
+                        for messages in (3, 1 << 20):
+                            for group in generation.groups():
+                                for message in [*daemon(of, images, group.request, step)[:messages], None]:
+                                    for values in generation.take(group, message):
+                                        found[values.image].append((values.first_rank, len(values.values)))
+                                        whole = images[values.image].flat[values.places]
+                                        np.testing.assert_array_equal(values.values, whole)
+                                        np.testing.assert_array_equal(values.log_probs, -whole.astype(float))
+                                        end = values.first_rank + len(values.values)
+                                        canvas = np.zeros(48, of.dtype)
+                                        canvas[of.places[:end]] = images[values.image].flat[of.places[:end]]
+                                        np.testing.assert_array_equal(generation.canvases()[values.image].flat, canvas)
+                        borders = [known, *range(known // unit * unit + unit, 48, unit)]
+                        expected = [(begin, end - begin) for begin, end in zip(borders, [*borders[1:], 48])]
+                        self.assertEqual(found, [expected, expected], f"{granularity} {known} {step}")
+                        self.assertTrue(generation.finished)
+
+    def test_more_images_than_a_call_may_ask_for_take_several(self) -> None:
+        def asked(generation: Generation) -> list[tuple[int, int]]:
+            return [(group.request.spec.first_image_index, group.request.spec.image_count)
+                    for group in generation.groups()]
+
+        generation = Generation(model(), 600, first_image=10)
+        self.assertEqual(asked(generation), [(10, 256), (266, 256), (522, 88)])
+        # A daemon may be set to take fewer, and says so; what else it refuses, and of one image, is refused.
+        few = errors.Violation("spec.image_count", "must be 1..=100, got 256")
+        code = grpc.StatusCode.INVALID_ARGUMENT
+        for group in generation.groups()[:2]:
+            list(generation.take(group, errors.InvalidRequest(code, "no", violations=(few,))))
+        self.assertIsNone(generation.fault)
+        self.assertEqual(asked(generation), [(10 + 128 * i, 128) for i in range(4)] + [(522, 88)])
+        one, = Generation(model(), 1).groups()
+        other = errors.Violation("spec.sampling.top_p", "must be above 0, got 0")
+        for group, violations in ((one, (few,)), (generation.groups()[0], (few, other))):
+            with self.assertRaises(errors.InvalidRequest):
+                list(generation.take(group, errors.InvalidRequest(code, "no", violations=violations)))
+
+    def test_numbers_that_cannot_travel_are_refused_by_name(self) -> None:
+        told = model_service_pb2.Model(name="models/m", class_count=10)
+        told.shape.MergeFrom(image_pb2.ImageShape(height=2, width=2, channels=1, levels=4))
+        of = Model.of(told)
+        for wrong, words in ((dict(classes=[1.7]), r"classes must be integers in 0\.\.9, got 1\.7"),
+                             (dict(classes=np.array([2, -1])), r"classes must be integers in 0\.\.9, got -1"),
+                             (dict(classes=True), r"classes must be integers in 0\.\.9, got True"),
+                             (dict(classes=1 << 70), "classes must be integers in 0..9, got 1180591620717411303424"),
+                             (dict(seed=-1), "seed must be an integer in 0..18446744073709551615, got -1"),
+                             (dict(seed=0.5), "seed must be an integer in 0..18446744073709551615, got 0.5"),
+                             (dict(top_k=-1), "top_k must be an integer in 0..4294967295, got -1"),
+                             (dict(first_image=-1), "first_image must be an integer in 0..4294967294, got -1"),
+                             (dict(count=0), "count must be an integer in 1..4294967295, got 0"),
+                             (dict(count=2.5), "count must be an integer in .*, got 2.5")):
+            with self.assertRaisesRegex(ValueError, words):
+                Generation(of, **{"count": 2, **wrong})
+        with self.assertRaisesRegex(ValueError, "classes must be left out: model m has none, got -1"):
+            Generation(model(), None, classes=-1)
+        taken = Generation(of, 2, classes=np.array([9, 0], np.uint8), seed=(1 << 64) - 1, top_k=np.int64(3))
+        self.assertEqual([group.request.spec.conditioning.class_label for group in taken.groups()], [9, 0])
+
     def test_images_alike_are_asked_for_together(self) -> None:
         generation = Generation(model(), 5, classes=[1, 1, 2, 1, 1], first_image=10)
         asked = [(group.request.spec.first_image_index, group.request.spec.image_count,
@@ -130,7 +198,7 @@ class ScoringTest(unittest.TestCase):
         lows = images[:, :1, :1]
         for classes, low in ((np.arange(130), lows), (7, lows[9]), ([7], lows[9:10]), (None, None)):
             scoring = Scoring(Model.of(told), per_value=False, batch=False)
-            for batch in batches(images, classes, low):
+            for batch in batches(scoring.model, images, classes, low):
                 scoring.extend(batch)
             self.assertIsNone(scoring.message(130))
             for number in range(130):
@@ -142,12 +210,21 @@ class ScoringTest(unittest.TestCase):
                 self.assertEqual(item.conditioning.low_resolution.data,
                                  b"" if low is None else bytes([number if own else 9]))
         scoring = Scoring(Model.of(told), per_value=False, batch=False)
-        for classes, low, words in ((np.zeros(64), None, "classes must be .* 130 images, got 64"),
+        for classes, low, words in ((np.zeros(64, int), None, "classes must be .* 130 images, got 64"),
                                     (None, lows[:3], "low must be .* 130 images, got 3")):
             with self.assertRaisesRegex(ValueError, words):
-                batches(images, classes, low)
+                batches(scoring.model, images, classes, low)
             with self.assertRaisesRegex(ValueError, words):
                 scoring.extend((images, classes, low))
+        for classes, words in (([1.7], "got 1.7"), ([-1], "got -1")):
+            with self.assertRaisesRegex(ValueError, f"classes must be integers in 0..299, {words}"):
+                scoring.extend((images, classes))
+        # The shape that is told is the one that was given, not that of a slice.
+        for given in (images[..., 0], images.repeat(2, 3), images[0, :1], images[None]):
+            with self.assertRaises(ValueError) as caught:
+                batches(scoring.model, given, np.zeros(130, int), None)
+            self.assertEqual(str(caught.exception), "images must be [2, 2, 1] or a stack of those, [n, 2, 2, 1], "
+                             f"got {list(given.shape)}")
 
 
 class Refused(grpc.RpcError):
@@ -221,8 +298,74 @@ class Catalogue(model_service_pb2_grpc.ModelServiceServicer):
                                                     next_page_token=following)
 
 
+class Painter(model_service_pb2_grpc.ModelServiceServicer, generation_service_pb2_grpc.GenerationServiceServicer):
+    """A daemon that sends two rows at once, and breaks the first stream behind those."""
+
+    def __init__(self) -> None:
+        self.images = np.arange(96, dtype=np.uint8).reshape(2, 4, 4, 3)
+        self.calls = 0
+
+    def GetModel(self, request: Any, context: grpc.ServicerContext) -> Any:
+        told = model_service_pb2.Model(name=request.name, revision="r", state=model_service_pb2.MODEL_STATE_READY)
+        told.shape.MergeFrom(image_pb2.ImageShape(height=4, width=4, channels=3, levels=256))
+        return model_service_pb2.GetModelResponse(model=told)
+
+    def StreamGenerateImages(self, request: Any, context: grpc.ServicerContext) -> Any:
+        self.calls += 1
+        messages = daemon(model(), self.images, request, 24)
+        if self.calls > 1:
+            yield from messages
+        else:
+            yield from messages[:2]
+            context.abort(grpc.StatusCode.UNAVAILABLE, "cut")
+
+
 class ConnectionTest(unittest.TestCase):
     """What goes with a call."""
+
+    def painter(self) -> str:
+        """The address of one."""
+        server = grpc.server(ThreadPoolExecutor(1))
+        painter = Painter()
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(painter, server)
+        generation_service_pb2_grpc.add_GenerationServiceServicer_to_server(painter, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        self.addCleanup(server.stop, None)
+        return f"127.0.0.1:{port}"
+
+    def test_rows_come_one_by_one_through_a_cut_and_awaited_too(self) -> None:
+        quick, controls = Retry(first=0.01), dict(granularity="row")
+        with Client(self.painter(), retry=quick) as client:
+            rows = [(row.image, row.first_rank, len(row.values)) for row in client.stream("m", 2, **controls)]
+
+        async def work(address: str) -> list[tuple[int, int, int]]:
+            async with AsyncClient(address, retry=quick) as client, client.stream("m", 2, **controls) as stream:
+                return [(row.image, row.first_rank, len(row.values)) async for row in stream]
+
+        expected = [(image, rank, 12) for image in (0, 1) for rank in (0, 12, 24, 36)]
+        self.assertEqual(sorted(rows), expected)
+        self.assertEqual(sorted(asyncio.run(work(self.painter()))), expected)
+
+    def test_what_cannot_be_asked_for_is_refused_before_anybody_is_asked(self) -> None:
+        nobody = "127.0.0.1:9"
+        for wrong, kind, words in ((dict(topk=3), TypeError, "unexpected keyword argument 'topk'.* top_k"),
+                                   (dict(granularity="rows"), ValueError,
+                                    "granularity must be one of value, pixel, row, got 'rows'"),
+                                   (dict(granularity=None), ValueError, "granularity must be .*, got None")):
+            with Client(nobody, retry=Retry(attempts=1)) as client:
+                for method in (client.sample, client.stream):
+                    with self.assertRaisesRegex(kind, words):
+                        method("digits", **wrong)
+
+            async def work() -> None:
+                async with AsyncClient(nobody, retry=Retry(attempts=1)) as client:
+                    with self.assertRaisesRegex(kind, words):
+                        client.stream("digits", **wrong)
+                    with self.assertRaisesRegex(kind, words):
+                        await client.sample("digits", **wrong)
+
+            asyncio.run(work())
 
     def test_a_token_goes_with_every_call_and_every_page_is_read(self) -> None:
         server = grpc.server(ThreadPoolExecutor(1))

@@ -183,6 +183,7 @@ class FamilyTest(unittest.TestCase):
                 classes = class_keys(name)
                 config, module = build(name, 4, 4, 2, 5, **classes, **extra)
                 write_package(Path(directory), module, config, "tiny", "test", weights)
+                module.float()  # as the weights are written
                 read_config, read = read_package(Path(directory))
                 inputs = (torch.randint(5, (2, 4, 4, 2)), torch.tensor([1, -1]) if classes else None,
                           torch.randint(5, (2, 2, 2, 2)) if extra else None)

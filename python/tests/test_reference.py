@@ -100,6 +100,7 @@ class ModelTest(unittest.TestCase):
                 config, module = tiny(3, norm, positions, classes=classes)
                 with tempfile.TemporaryDirectory() as directory:
                     write_package(Path(directory), module, config, "tiny", 'a "test"', weights)
+                    module.float()  # as the weights are written
                     read_config, read = read_package(Path(directory))
                     values = torch.randint(2, (2, 2, 2, 1))
                     self.assertEqual(read_config, config)

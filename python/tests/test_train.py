@@ -1,7 +1,9 @@
 """Tests of training, sample grids and export: `python python/tests/test_train.py`."""
 
 import math
+import pickle
 import struct
+import subprocess
 import sys
 import tempfile
 import unittest
@@ -15,7 +17,8 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from pixeld.export import export_checkpoint, read_package, write_package  # noqa: E402
+import pixeld.models  # noqa: E402
+from pixeld.export import export_checkpoint, goldens, read_package, write_package  # noqa: E402
 from pixeld.likelihood import log_probs  # noqa: E402
 from pixeld.models import DEFAULTS, FAMILIES, build, configure  # noqa: E402
 from pixeld.sample import sample, sample_many  # noqa: E402
@@ -173,6 +176,61 @@ class TrainerTest(unittest.TestCase):
             with self.assertRaisesRegex(ValueError, words):
                 write_package(self.root / "other", module, config, name, "", weights)
         self.assertFalse((self.root / "other").exists())
+
+
+    def test_export_neither_draws_with_dropout_nor_changes_the_module(self) -> None:
+        module = build("gated_pixel_cnn", dropout=0.5, **TINY["gated_pixel_cnn"])
+        module.get_submodule("layers.0").eval()  # a part that somebody has frozen
+        given, modes = images(3), [part.training for part in module.modules()]
+        found = goldens(module, *given, count=2)
+        self.assertEqual(found, goldens(module.double(), *given, count=2), "the same every time")
+        for name in ("weights.pt", "weights.safetensors"):
+            write_package(self.root / name, module, module.config, "mine", "", name, golden=found)
+        self.assertEqual([part.training for part in module.modules()], modes)
+        self.assertFalse(torch.jit.load(str(self.root / "weights.pt" / "weights.pt")).training)
+        self.assertEqual(next(module.parameters()).dtype, torch.float64)
+        module.eval()
+        self.assertEqual(found, goldens(module, *given, count=2), "those of the module in eval mode")
+
+    def test_images_of_more_channels_than_samples_can_show_are_refused_before_training(self) -> None:
+        np.save(self.root / "nchw.npy", np.zeros((9, 3, 4, 16), np.uint8))
+        words = r"channels must be 1 to 4.*, got 16: images are \[n, height, width, channels\]"
+        with self.assertRaisesRegex(ValueError, words):
+            run(parse(["--images", str(self.root / "nchw.npy"), "--out", str(self.root / "run"), "--batch", "2"]))
+        given = Images(torch.zeros(9, 3, 4, 5, dtype=torch.uint8), None)
+        sizes = TINY["gated_pixel_cnn"] | dict(height=3, width=4, channels=5, classes=0, stack_width=10)
+        trainer = Trainer(build("gated_pixel_cnn", **sizes), given, Settings(epochs=1, batch=2))
+        with self.assertRaisesRegex(ValueError, "got 5"):
+            fit(trainer, out=self.root / "run", say=str)
+        self.assertEqual(trainer.taken, 0)
+        self.assertFalse((self.root / "run").exists())
+        fit(trainer, say=str)  # nothing is drawn, and nothing stands in the way
+
+    def test_what_is_no_checkpoint_is_refused_in_one_line(self) -> None:
+        module = build("gated_pixel_cnn", **TINY["gated_pixel_cnn"])
+        torch.jit.save(torch.jit.script(module), str(self.root / "script.pt"))
+        torch.save(module.state_dict(), self.root / "state.pt")
+        torch.save([1, 2], self.root / "list.pt")
+        (self.root / "text.pt").write_text("no checkpoint at all")
+        (self.root / "empty.pt").write_bytes(b"")
+        (self.root / "pickle.pt").write_bytes(pickle.dumps(Path("/")))
+        (self.root / "cut.pt").write_bytes((self.root / "state.pt").read_bytes()[:1000])
+        for name in ("script", "state", "list", "text", "empty", "pickle", "cut"):
+            with self.assertRaisesRegex(ValueError, f"{name}.pt is no checkpoint of pixeld.train"):
+                export_checkpoint(self.root / f"{name}.pt", self.root / "mine")
+        for name in ("text", "script"):
+            command = [sys.executable, "-m", "pixeld.export", str(self.root / f"{name}.pt"), str(self.root / "mine")]
+            done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+            self.assertEqual(done.returncode, 1)
+            self.assertEqual(len(done.stderr.splitlines()), 1, done.stderr)
+            self.assertIn("is no checkpoint of pixeld.train", done.stderr)
+
+    def test_the_families_are_exported_by_name(self) -> None:
+        for name in pixeld.models.__all__:
+            self.assertTrue(hasattr(pixeld.models, name), name)
+        for kinds in FAMILIES.values():
+            for kind in kinds:
+                self.assertIn(kind.__name__, pixeld.models.__all__)
 
 
 def bits(module: torch.nn.Module) -> float:

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from pixeld.client import errors
 from pixeld.client.channel import CALLS_AT_ONCE, Connection
 from pixeld.client.errors import PixeldError
-from pixeld.client.generation import Answer, Controls, Generation, Group, Samples, Values
+from pixeld.client.generation import Answer, Controls, Generation, Group, Samples, Values, expect_controls
 from pixeld.client.model import Array, Model, only
 from pixeld.client.retry import Backoff
 from pixeld.client.scoring import Score, Scores, Scoring, batches
@@ -101,6 +101,7 @@ class AsyncClient(Connection):
                     canvas[values.image].flat[values.places] = values.values
                 made = await stream.result()
         """
+        expect_controls(controls)
         backoff = self._backoff(controls.get("timeout"))
 
         async def begin() -> Generation:
@@ -117,7 +118,7 @@ class AsyncClient(Connection):
         """
         backoff = self._backoff(timeout)
         scoring = Scoring(await self._ready(model, backoff), per_value, batch)
-        source = batches(data, classes, low)
+        source = batches(scoring.model, data, classes, low)
         pull = aiter(source).__anext__ if hasattr(source, "__aiter__") else threaded(iter(source))
         pulling: asyncio.Task[bool] | None = None
 

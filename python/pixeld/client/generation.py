@@ -6,6 +6,7 @@ request is taken up as it is begun. Image i has the noise of its own number what
 values leave the state that drawing them would have left; hence the rest is what it would have been.
 """
 
+import operator
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,11 +18,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pixeld.client.errors import PixeldError, ResumeError, cut
-from pixeld.client.model import Array, Model, raw
+from pixeld.client.model import MAX_UINT32, Array, Model, raw
 from pixeld.v1 import generation_service_pb2 as wire
 from pixeld.v1 import image_pb2
 
 GRANULARITIES = {"value": wire.GRANULARITY_VALUE, "pixel": wire.GRANULARITY_PIXEL, "row": wire.GRANULARITY_ROW}
+MOST = 256  # images that one call asks for at first: what a daemon takes unless it is told otherwise
 
 
 class Controls(TypedDict, total=False):
@@ -45,14 +47,18 @@ class Controls(TypedDict, total=False):
     batch: bool  # wait for those who watch
     queue_timeout: float  # seconds that the first value may take at most
     timeout: float | None  # seconds that everything may take at most
-    granularity: Literal["value", "pixel", "row"]  # smallest part that comes by itself
+    granularity: Literal["value", "pixel", "row"]  # what is given at once: all that has come of an image, at least a
+    # value (as without a word); or one pixel, or one row: as many values, in the order of generation, as that has
     log_probs: bool  # send the log-probability of every value too
     progress: Callable[[int, int], object] | None  # called with the values that are there, and those in all
 
 
 @dataclass(frozen=True)
 class Values:
-    """Values of one image as they were drawn."""
+    """Values of one image as they were drawn: some, or those of one pixel or row, as `granularity` says.
+
+    The first pixel or row of an image of which a part was known is the rest of it.
+    """
 
     image: int  # which of the images asked for
     first_rank: int  # place of the first value in the order of generation
@@ -82,6 +88,8 @@ class Image:
     low: bytes | None
     known: bytes  # that the caller gave, in the order of generation
     received: bytearray = field(default_factory=bytearray)  # the same, and all that came
+    told: int = 0  # values of those that the caller knows or was given: without the pixel or row that is still coming
+    log_probs: list[float] = field(default_factory=list)  # of values that came and were not given
     log_likelihood: float | None = None  # once it is complete
     low_drawn: tuple[bytes, float] | None = None  # with its log-likelihood
 
@@ -104,7 +112,7 @@ class Generation:
     def __init__(self, model: Model, count: int | None, **controls: Unpack[Controls]) -> None:
         self.model = model
         self.controls = controls
-        labels = given(controls.get("classes"), lambda classes: [int(label) for label in np.atleast_1d(classes)])
+        labels = given(controls.get("classes"), model.labels)
         known = given(controls.get("known"), lambda images: prefixes(model, model.images(images, "known"), controls))
         lows = given(controls.get("low"), lambda images: [low.tobytes() for low in model.low_images(images)])
         if known is None and ("known_rows" in controls or "known_values" in controls):
@@ -112,8 +120,7 @@ class Generation:
         kinds = {"classes": labels, "known": known, "low": lows}
         if count is None:
             count = max((len(each) for each in kinds.values() if each is not None), default=1)
-        if count < 1:
-            raise ValueError(f"count must be at least 1, got {count}")
+        count = whole("count", count, MAX_UINT32, least=1)
         for name, each in kinds.items():
             if each is not None and len(each) not in (1, count):
                 raise ValueError(f"{name} must be one for all or one for each of {count} images, got {len(each)}")
@@ -124,17 +131,23 @@ class Generation:
         self.images = [Image(nth(labels, i, None), nth(lows, i, None), nth(known, i, b"")) for i in range(count)]
         for image in self.images:
             image.received += image.known
-        seed = controls.get("seed")
-        self.seed = secrets.randbits(63) if seed is None else seed
-        self.first_image = controls.get("first_image", 0)
+            image.told = len(image.known) // model.dtype.itemsize
+        seed, top_k = controls.get("seed"), controls.get("top_k")
+        self.seed = secrets.randbits(63) if seed is None else whole("seed", seed, (1 << 64) - 1)
+        if top_k is not None:
+            whole("top_k", top_k, MAX_UINT32)
+        self.first_image = whole("first_image", controls.get("first_image", 0), MAX_UINT32 - (count - 1))
+        _, width, channels = model.shape
+        self.unit = {"value": None, "pixel": channels, "row": width * channels}[controls.get("granularity", "value")]
+        self.most = MOST
         self.total = count * model.values - sum(len(image.known) for image in self.images) // model.dtype.itemsize
         self.fault: PixeldError | None = None  # of a call that has to be made again
         self.low_revision: str | None = None  # of the model that draws low-resolution images; unknown at first
 
     @property
     def done(self) -> int:
-        """Values that came."""
-        return sum(len(one.received) - len(one.known) for one in self.images) // self.model.dtype.itemsize
+        """Values that were given."""
+        return sum(one.told - len(one.known) // self.model.dtype.itemsize for one in self.images)
 
     @property
     def finished(self) -> bool:
@@ -142,10 +155,10 @@ class Generation:
         return all(image.log_likelihood is not None for image in self.images)
 
     def canvases(self) -> Array:
-        """The images so far [n, H, W, C], zeros where nothing has come."""
+        """The images as far as they were given [n, H, W, C], zeros elsewhere."""
         flat = np.zeros((len(self.images), self.model.values), self.model.dtype)
         for canvas, image in zip(flat, self.images):
-            values = np.frombuffer(bytes(image.received), self.model.dtype)
+            values = np.frombuffer(bytes(image.received), self.model.dtype)[:image.told]
             canvas[self.model.places[:len(values)]] = values
         return flat.reshape(-1, *self.model.shape)
 
@@ -158,7 +171,7 @@ class Generation:
                 last = None
                 continue
             alike = (image.label, image.low, self.resumable(image))
-            if alike == last:
+            if alike == last and groups[-1].count < self.most:
                 groups[-1] = Group(groups[-1].first, groups[-1].count + 1, groups[-1].request)
                 groups[-1].request.spec.image_count += 1
             else:
@@ -204,9 +217,12 @@ class Generation:
     def take(self, group: Group, answer: Answer) -> Iterator[Values]:
         """Takes in a message of a call or its end; gives what is new in it. Raises an error that will not pass."""
         if isinstance(answer, PixeldError):
-            if not answer.passes:
+            if group.count > 1 and [broken.field for broken in answer.violations] == ["spec.image_count"]:
+                self.most = min(self.most, group.count // 2)  # the daemon takes fewer, and is asked for them at once
+            elif not answer.passes:
                 raise answer
-            self.fault = answer
+            else:
+                self.fault = answer
         elif answer is None:
             if any(image.log_likelihood is None for image in self.images[group.first:group.first + group.count]):
                 self.fault = cut()
@@ -234,20 +250,27 @@ class Generation:
             raise resume_error(f"model {self.model.name} was {was} and is now {now}")
 
     def extend(self, index: int, run: wire.ValueRun) -> Iterator[Values]:
-        """Adds a run to image `index`; gives what is new in it."""
-        width, known = self.model.dtype.itemsize, self.images[index].received
+        """Adds a run to image `index`; gives what is new, pixel by pixel or row by row if that was asked for.
+
+        A daemon sends as many of those at once as wait, and a row that is larger than a message in parts.
+        """
+        width, image = self.model.dtype.itemsize, self.images[index]
         begin = run.first_rank * width
-        again = len(known) - begin  # bytes that came before, in a stream that broke
-        if not 0 <= again or run.values[:again] != known[begin:begin + len(run.values)]:
+        again = len(image.received) - begin  # bytes that came before, in a stream that broke
+        if not 0 <= again or run.values[:again] != image.received[begin:begin + len(run.values)]:
             raise resume_error(f"image {index} went on at value {run.first_rank} otherwise than it began")
-        new = run.values[again:]
-        if not new:
-            return
-        rank = len(known) // width
-        known += new
-        values = np.frombuffer(new, self.model.dtype)
-        log_probs = np.array(run.log_probs[again // width:], np.float32) if self.controls.get("log_probs") else None
-        yield Values(index, rank, values, self.model.places[rank:rank + len(values)], log_probs)
+        image.received += run.values[again:]
+        image.log_probs += run.log_probs[again // width:]
+        there = len(image.received) // width
+        while (rank := image.told) < there:
+            end = there if self.unit is None else (rank // self.unit + 1) * self.unit
+            if end > there:
+                return  # the rest of it is still to come
+            image.told = end
+            values = np.frombuffer(bytes(image.received[rank * width:end * width]), self.model.dtype)
+            log_probs = np.array(image.log_probs[:end - rank], np.float32) if self.controls.get("log_probs") else None
+            del image.log_probs[:end - rank]
+            yield Values(index, rank, values, self.model.places[rank:end], log_probs)
 
     def complete(self, group: Group, completed: wire.GenerationCompleted) -> None:
         """Closes the images of a group, if every byte is as it was sent."""
@@ -271,6 +294,27 @@ class Generation:
             low_nats = np.array([log_likelihood for _, log_likelihood in lows])
         bits = -nats / (self.model.values * np.log(2.0))
         return Samples(self.canvases(), nats, bits, low_images, low_nats, self.seed, self.model)
+
+
+def expect_controls(controls: Controls) -> None:
+    """Refuses what there is not: TypeError for a name, ValueError for a granularity. Needs no model, so comes first."""
+    for name in controls:
+        if name not in Controls.__annotations__:
+            raise TypeError(f"unexpected keyword argument {name!r}; there are {', '.join(Controls.__annotations__)}")
+    granularity: Any = controls.get("granularity", "value")
+    if granularity not in GRANULARITIES:
+        raise ValueError(f"granularity must be one of {', '.join(GRANULARITIES)}, got {granularity!r}")
+
+
+def whole(name: str, value: Any, most: int, least: int = 0) -> int:
+    """`value` as an integer of `least`..=`most`. Raises ValueError for another, and for what is none."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if not least <= number <= most:
+        raise ValueError(f"{name} must be an integer in {least}..{most}, got {value!r}")
+    return number
 
 
 def given(value: Any, read: Callable[[Any], list[Any]]) -> list[Any] | None:

@@ -12,6 +12,7 @@ from pixeld.client.errors import PixeldError
 from pixeld.v1 import image_pb2, model_service_pb2
 
 Array = NDArray[Any]
+MAX_UINT32 = (1 << 32) - 1  # classes, top_k and numbers of images travel as such
 
 
 @dataclass(frozen=True)
@@ -107,22 +108,36 @@ class Model:
         """`given`, which the caller calls `name`, as [n, *shape] of integers in range; without a shape, the model's."""
         shape = shape or self.shape
         array = np.asarray(given)
+        expect_stack(array, name, shape)
         if array.ndim == len(shape):
             array = array[None]
-        if array.shape[1:] != shape:
-            raise ValueError(f"{name} must be [{', '.join(map(str, shape))}] or a stack of those, got "
-                             f"{list(np.shape(given))}")
         if array.dtype.kind not in "iu":
             raise ValueError(f"{name} must be integers in 0..{self.levels - 1}, got {array.dtype}")
         if array.size and not 0 <= array.min() <= array.max() < self.levels:
             raise ValueError(f"{name} must lie in 0..{self.levels - 1}, got {array.min()}..{array.max()}")
         return array.astype(self.dtype)
 
+    def labels(self, given: ArrayLike) -> list[int]:
+        """`given`, one class or several, as a list. Which of those there are is for the daemon to say."""
+        labels: list[int] = np.asarray(given).ravel().tolist()
+        for label in labels:
+            if type(label) is not int or not 0 <= label <= MAX_UINT32:  # not a number with a fraction, nor a bool
+                rule = f"integers in 0..{self.classes - 1}" if self.classes else f"left out: model {self.name} has none"
+                raise ValueError(f"classes must be {rule}, got {label!r}")
+        return labels
+
     def low_images(self, given: ArrayLike) -> Array:
         """`given` as low-resolution images [n, h, w, C]."""
         if self.low_shape is None:
             raise ValueError(f"model {self.name} takes no low-resolution image")
         return self.images(given, "low", self.low_shape)
+
+
+def expect_stack(array: Array, name: str, shape: tuple[int, ...]) -> None:
+    """Raises ValueError if `array`, which the caller calls `name`, is neither an image of `shape` nor a stack of those."""
+    if array.shape != shape and array.shape[1:] != shape:
+        sizes = ", ".join(map(str, shape))
+        raise ValueError(f"{name} must be [{sizes}] or a stack of those, [n, {sizes}], got {list(array.shape)}")
 
 
 def only(models: list[Model]) -> Model:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pixeld.client.model import Model, raw
+from pixeld.client.model import Model, expect_stack, raw
 from pixeld.v1 import image_pb2
 from pixeld.v1 import scoring_service_pb2 as wire
 
@@ -50,13 +50,14 @@ class Scores:
         return float(self.bits_per_dim.std(ddof=1) / np.sqrt(count)) if count > 1 else float("nan")
 
 
-def batches(data: Any, classes: ArrayLike | None, low: ArrayLike | None) -> Any:
+def batches(model: Model, data: Any, classes: ArrayLike | None, low: ArrayLike | None) -> Any:
     """`data` as an iterable of batches: itself if it is one, such as a DataLoader; otherwise the array in slices."""
     if not hasattr(data, "__array__"):
         if classes is not None or low is not None:
             raise ValueError("batches bring their classes and low-resolution images along: (images, classes, low)")
         return data
     images = np.asarray(data)
+    expect_stack(images, "images", model.shape)  # here, since a slice has another shape than the caller knows
     images = images[None] if images.ndim == 3 else images
 
     def slices(of: ArrayLike | None, name: str, dimensions: int) -> list[Any]:
@@ -91,7 +92,7 @@ class Scoring:
         """Adds a batch: images [n, H, W, C], or a tuple or list of those, their classes, and low-resolution images."""
         images, classes, low = (*batch, None, None)[:3] if isinstance(batch, (tuple, list)) else (batch, None, None)
         images = self.model.images(images, "images")
-        labels = None if classes is None else np.asarray(classes, np.int64).ravel()
+        labels = None if classes is None else self.model.labels(classes)
         lows = None if low is None else self.model.low_images(low)
         for name, each in (("classes", labels), ("low", lows)):
             if each is not None and len(each) not in (1, len(images)):
@@ -99,7 +100,7 @@ class Scoring:
         items = [wire.ScoreItem(image=raw(image.tobytes())) for image in images]
         for index, item in enumerate(items):
             if labels is not None:
-                item.conditioning.class_label = int(labels[index if len(labels) > 1 else 0])
+                item.conditioning.class_label = labels[index if len(labels) > 1 else 0]
             if lows is not None:
                 item.conditioning.low_resolution.CopyFrom(raw(lows[index if len(lows) > 1 else 0].tobytes()))
         with self.lock:

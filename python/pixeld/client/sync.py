@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from pixeld.client import errors
 from pixeld.client.channel import CALLS_AT_ONCE, Connection
 from pixeld.client.errors import PixeldError
-from pixeld.client.generation import Answer, Controls, Generation, Group, Samples, Values
+from pixeld.client.generation import Answer, Controls, Generation, Group, Samples, Values, expect_controls
 from pixeld.client.model import Array, Model, only
 from pixeld.client.retry import Backoff
 from pixeld.client.scoring import Score, Scores, Scoring, batches
@@ -94,8 +94,8 @@ class Client(Connection):
     def sample(self, model: str = "", count: int | None = None, **controls: Unpack[Controls]) -> Samples:
         """Draws images, or completes or enlarges some, and waits for them.
 
-        model: a name, or nothing if there is only one. count: how many; without it as many as there are classes, known
-        or low-resolution images, or 1. Everything else: `Controls`.
+        model: a name, or nothing if there is only one. count: how many, in as many calls as they take; without it as many
+        as there are classes, known or low-resolution images, or 1. Everything else: `Controls`.
 
             client.sample("digits", 10, classes=range(10), seed=7).images           # uint8 [10, 8, 8, 1]
             client.sample("digits", known=images, known_rows=4, classes=labels)     # completed
@@ -112,6 +112,7 @@ class Client(Connection):
                     canvas[values.image].flat[values.places] = values.values
                 made = stream.result()
         """
+        expect_controls(controls)
         backoff = self._backoff(controls.get("timeout"))
         generation = Generation(self._ready(model, backoff), count, **controls)
         return Stream(generation, self._values(generation, backoff, controls.get("progress")))
@@ -127,7 +128,7 @@ class Client(Connection):
         """
         backoff = self._backoff(timeout)
         scoring = Scoring(self._ready(model, backoff), per_value, batch)
-        source, pulling = iter(batches(data, classes, low)), threading.Lock()
+        source, pulling = iter(batches(scoring.model, data, classes, low)), threading.Lock()
 
         def messages(number: int) -> Iterator[scoring_service_pb2.StreamScoreImagesRequest]:
             yield scoring.begin

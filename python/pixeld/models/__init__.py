@@ -31,6 +31,11 @@ from pixeld.models.pixel_cnn import PixelCnn, PixelCnnConfig
 from pixeld.models.pixel_cnn_pp import PixelCnnPp, PixelCnnPpConfig
 from pixeld.models.row_lstm import RowLstm, RowLstmConfig
 
+__all__ = ["COLOURS", "DEFAULTS", "DiagonalBiLstm", "DiagonalBiLstmConfig", "FAMILIES", "GatedPixelCnn",
+           "GatedPixelCnnConfig", "ImageGpt", "ImageGptConfig", "ImageTransformer", "ImageTransformerConfig",
+           "ModelConfig", "PixelCnn", "PixelCnnConfig", "PixelCnnPp", "PixelCnnPpConfig", "RowLstm", "RowLstmConfig",
+           "build", "configure", "family_of"]
+
 FAMILIES: dict[str, tuple[type[Any], type[Any]]] = {
     "image_transformer": (ImageTransformerConfig, ImageTransformer),
     "image_gpt": (ImageGptConfig, ImageGpt),

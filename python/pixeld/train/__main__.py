@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from pixeld.models import FAMILIES, configure
+from pixeld.sheet import expect_channels
 from pixeld.train.data import load_images, split
 from pixeld.train.fit import CHECKPOINT, SAMPLES, fit
 from pixeld.train.trainer import Settings, Trainer
@@ -101,8 +102,9 @@ def run(asked: argparse.Namespace) -> None:
         # Nothing reads such memory, and filling it takes time.
         setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
     images = load_images(asked.images, asked.classes, asked.levels)
-    train, judge = split(images, asked.validation, asked.seed)
     count, height, width, channels = images.values.shape
+    expect_channels(channels)  # before a model is made of what may be [n, C, H, W]
+    train, judge = split(images, asked.validation, asked.seed)
     classes = 0 if images.classes is None else int(images.classes.max()) + 1
     low = {}
     if asked.low is not None:

@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from pixeld.sample import sample_many
-from pixeld.sheet import write_sheet
+from pixeld.sheet import expect_channels, write_sheet
 from pixeld.train.data import Images
 from pixeld.train.trainer import Trainer, bits_per_dim, low_of
 
@@ -27,11 +27,15 @@ def fit(trainer: Trainer, judge: Optional[Images] = None, out: Optional[str | Pa
     report: steps after which validation, a line of progress and a checkpoint come; an epoch without. samples: steps
     after which the sample grid is drawn, with the report that follows, besides at the end. resume: go on from the
     checkpoint in `out`. say: takes lines of progress; a bar is there besides, on a terminal.
+
+    Raises ValueError for images of more than four channels if there is `out`, since samples.png could not show them;
+    for a checkpoint that is there without `resume`, or that is of another run with it.
     """
     report = report or trainer.per_epoch
     seconds, validation = 0.0, None
     folder = None if out is None else Path(out)
     if folder is not None:
+        expect_channels(trainer.config.channels)  # not at the end, when the grid is drawn
         folder.mkdir(parents=True, exist_ok=True)
         if resume:
             more = trainer.restore(folder / CHECKPOINT)

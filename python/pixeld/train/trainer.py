@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import math
 import os
+import warnings
 from pathlib import Path
 from typing import Any, Optional
 
@@ -216,10 +217,18 @@ class Trainer:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A checkpoint; nothing in it is run."""
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    if state.get("format") != FORMAT:
-        raise ValueError(f"{path} is a checkpoint of format {state.get('format')}, not {FORMAT}")
+    """A checkpoint; nothing in it is run. Raises ValueError for a file that is none."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of a TorchScript archive
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception:  # each kind of file fails in its own way, and what torch advises would run what is in it
+        state = {}
+    if not isinstance(state, dict) or "format" not in state:
+        raise ValueError(f"{path} is no checkpoint of pixeld.train")
+    if state["format"] != FORMAT:
+        raise ValueError(f"{path} is a checkpoint of format {state['format']}, not {FORMAT}")
     return state
 
 
