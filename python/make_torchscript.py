@@ -200,6 +200,19 @@ class Forgetful(nn.Module):
         return rows[None, :, None, None].expand(image.shape[0], 9, image.shape[2], image.shape[3])
 
 
+class Writing(nn.Module):
+    """Writes into the file `victim` of the directory that it runs in, if there is one, through a mapping; scripted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(9))
+
+    def forward(self, image: Tensor) -> Tensor:
+        written = torch.from_file("victim", shared=True, size=4, dtype=torch.uint8).fill_(33)
+        # What is not used is not computed.
+        return (self.logits + 0 * written.sum())[None, :, None, None].expand(image.shape[0], 9, image.shape[2], image.shape[3])
+
+
 class Read(nn.Module):
     """A module in the form of the reference modules: (values, classes, low) -> parameters [B, H, W, C, V] or [B, H, W, P]."""
 
@@ -441,7 +454,7 @@ input_scale = "unit"
 output = "b v h w"
 """
     for name, module in [("endless", Endless()), ("hungry", Hungry()), ("forgetful", Forgetful()),
-                         ("named", Named())]:
+                         ("named", Named()), ("writing", Writing())]:
         write(refused / name, torch.jit.script(module), grey)
 
     printing = Printing(6, 10).eval()

@@ -115,10 +115,44 @@ fn modules_that_leak_stand_still_or_want_too_much_are_refused_and_why() {
         leaking.contains("the module looks at what is still to come: the parameters at row 0, column 0 change by ")
     );
     assert!(leaking.contains(" when nothing but the value at row "), "{leaking}");
+    assert!(refused("forgetful", "").contains("the same for the same image; does it still drop out"));
     assert!(refused("endless", "--time-limit 3s").contains("--time-limit"));
     assert!(refused("hungry", "--memory-limit 4GiB").contains("can't allocate memory"));
     assert!(refused("leaking", "--size-limit 1KiB").contains("--size-limit"));
     assert!(refused("leaking", "--memory-limit 1MiB").contains("--memory-limit"));
+}
+
+#[test]
+fn a_module_that_is_probed_has_no_files() {
+    let root = tempfile::tempdir().unwrap();
+    let victim = root.path().join("victim");
+    fs::write(&victim, "text").unwrap();
+    let archive = goldens("torchscript_refused").join("writing/weights.pt");
+    let output = Command::new(env!("CARGO_BIN_EXE_pixeld"))
+        .current_dir(root.path())
+        .args(["import", "torchscript", archive.to_str().unwrap(), "--out", "found"])
+        .args(words("--height 5 --width 4 --channels 1 --levels 9"))
+        .output()
+        .unwrap();
+    // A kernel that cannot keep it from them is told of.
+    if !said(&output).contains("warning: this kernel could not keep the module from files") {
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "text");
+        assert!(said(&output).contains("Permission denied"), "{}", said(&output));
+        assert_eq!(output.status.code(), Some(64));
+    }
+}
+
+#[test]
+fn the_size_of_the_examples_is_that_of_the_images() {
+    let root = tempfile::tempdir().unwrap();
+    let examples = root.path().join("examples.npy");
+    let (models, file) = (goldens("torchscript"), examples.to_str().unwrap());
+    let sample = ["sample", "--model", "traced_sequence", "--models", models.to_str().unwrap(), "--npy", file];
+    assert!(pixeld(&sample).status.success());
+    let lines = import(&models.join("traced_sequence/weights.pt"), &format!("--levels 17 --examples {file}")).unwrap();
+    for line in ["height = 9", "width = 4", "channels = 1", "input = \"b (h w c)\""] {
+        assert!(lines.iter().any(|own| own == line), "{line} is not in\n{}", lines.join("\n"));
+    }
 }
 
 #[test]

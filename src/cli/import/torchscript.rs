@@ -1,5 +1,5 @@
-//! `pixeld import torchscript`. A module is somebody's code: it is probed in a process of its own, which may neither write files
-//! nor take more memory or time than it is given.
+//! `pixeld import torchscript`. A module is somebody's code: it is probed in a process of its own, which has no files and no
+//! network, and takes no more memory or time than it is given.
 
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
@@ -8,6 +8,10 @@ use std::process::Stdio;
 use bytesize::ByteSize;
 use clap::{Args, Subcommand};
 use humantime_serde::re::humantime;
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus,
+    path_beneath_rules,
+};
 use rustix::process::{Resource, Rlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -30,14 +34,18 @@ const EXAMPLES: usize = 8;
 const KEPT: usize = 1 << 20;
 /// Lines of it that are repeated.
 const SAID: usize = 20;
+/// What the probing process may read, and what it may write: chance, and how much memory there is and is used.
+const READABLE: [&str; 5] = ["/proc/self", "/proc/meminfo", "/proc/cpuinfo", "/sys", "/dev/urandom"];
+const WRITABLE: [&str; 1] = ["/proc/self/clear_refs"];
 
 const AFTER_HELP: &str = "\
 The module is called in every form that is known, until it takes an image and gives what could be parameters; then values of an
 image are changed in turn, to see whether a step looks at any that it must not know. What shapes cannot tell, the scale of the
 input or the layout of a mixture, images do: give some with --examples. Otherwise the manifest says what was assumed.
 
-A module can do whatever a program can. It is probed in a process of its own, with limits on memory and time, that cannot write
-files; it could still read files and use the network. Serve only modules whose author you trust.
+A module can do whatever a program can. It is probed in a process of its own, with limits on memory and time, that can neither
+open files nor connect to anything (Landlock, Linux 6.7 or later; otherwise you are warned). A server has no such limits: serve
+only modules whose author you trust.
 
 Examples:
   pixeld import torchscript model.pt --height 32 --width 32 --examples test.npy --out models/mine
@@ -162,7 +170,11 @@ impl Flags {
         let (answer, said) = (process.stdout.take(), process.stderr.take());
         let done = async { tokio::join!(process.wait(), end_of(answer), end_of(said)) };
         let Ok((status, answer, said)) = tokio::time::timeout(*self.time_limit, done).await else {
-            return Err(Failure::Usage(format!("the module was probed for {}, the --time-limit", self.time_limit)));
+            return Err(Failure::Usage(format!(
+                "the module was probed for {}, the --time-limit; less is tried where more is said (--height, --width, \
+                 --channels, --set)",
+                self.time_limit
+            )));
         };
         let (status, said) = (status.map_err(broken)?, String::from_utf8_lossy(&said));
         match (status.code(), serde_json::from_slice(&answer)) {
@@ -182,14 +194,19 @@ impl Flags {
     }
 
     fn probe(&self) -> Result<Package, Failure> {
-        let examples = self.examples.as_deref().map(|path| self.examples(path)).transpose()?.unwrap_or_default();
-        limit(self.memory_limit.as_u64(), self.time_limit.as_secs())
-            .map_err(|error| Failure::Internal(format!("the limits of the probing process cannot be set: {error}")))?;
+        let examples = self.examples.as_deref().map(|path| self.examples(path)).transpose()?;
+        let (shape, examples) = examples.map_or((None, Vec::new()), |(shape, images)| (Some(shape), images));
+        // Read once, so that what is probed, what is loaded and what the digest is of are the same.
+        let bytes = std::fs::read(&self.source)
+            .map_err(|error| Failure::Usage(format!("{}: {error}", self.source.display())))?;
+        let unlimited = |error: String| Failure::Internal(format!("the probing process cannot be limited: {error}"));
+        limit(self.memory_limit.as_u64(), self.time_limit.as_secs()).map_err(|error| unlimited(error.to_string()))?;
+        let confined = confine().map_err(|error| unlimited(error.to_string()))?;
         torch::limit_threads(1);
         let hints = Hints {
             name: package::name_of(&self.out).map_err(refused)?.to_owned(),
-            size: self.height.zip(self.width).map(<[u32; 2]>::from),
-            channels: self.channels,
+            size: self.height.zip(self.width).map(<[u32; 2]>::from).or(shape.map(|it| [it.height(), it.width()])),
+            channels: self.channels.or(shape.map(Shape::channels)),
             levels: self.levels,
             classes: self.classes,
             low: self.low_height.zip(self.low_width).map(<[u32; 2]>::from),
@@ -197,27 +214,32 @@ impl Flags {
             layout: self.layout.clone(),
             examples,
         };
-        // Read once, so that what is probed, what is loaded and what the digest is of are the same.
-        let bytes = std::fs::read(&self.source)
-            .map_err(|error| Failure::Usage(format!("{}: {error}", self.source.display())))?;
         let digest = package::digest(bytes.as_slice()).map_err(|error| Failure::Internal(error.to_string()))?;
         let mut stream = Cursor::new(&bytes);
         let file = WeightsFile { format: WeightsFormat::TorchScript, bytes: bytes.len() as u64, stream: &mut stream };
-        let Found { manifest, warnings } = probe(file, &hints).map_err(Failure::Usage)?;
+        let Found { manifest, mut warnings } = probe(file, &hints).map_err(Failure::Usage)?;
         // As a server will load it.
         let whole = package::with_archive(&manifest, &digest).into();
         let limits = Limits { weights_bytes: self.size_limit.as_u64() };
         let source = Source::Embedded { manifest: whole, weights: bytes.into() };
         repository::load(&source, Placement::new(1, 1), limits).map_err(refused)?;
+        if !confined {
+            warnings.push(
+                "this kernel could not keep the module from files and the network while it was probed (Landlock, Linux 6.7 or \
+                 later)"
+                    .to_owned(),
+            );
+        }
         Ok(Package { manifest, warnings, digest })
     }
 
-    fn examples(&self, path: &Path) -> Result<Vec<Vec<u16>>, Failure> {
+    fn examples(&self, path: &Path) -> Result<(Shape, Vec<Vec<u16>>), Failure> {
         let refuse = |why: String| Failure::Usage(format!("{}: {why}", path.display()));
         let images = npy::Images::open(path)?;
         let [height, width, channels] = images.size.map(|length| u32::try_from(length).unwrap_or(u32::MAX));
         let shape = Shape::new(height, width, channels, self.levels).map_err(|faults| refuse(faults.to_string()))?;
-        images.values(shape).map_err(&refuse)?.take(EXAMPLES).collect::<Result<_, _>>().map_err(refuse)
+        let images = images.values(shape).map_err(&refuse)?.take(EXAMPLES).collect::<Result<_, _>>().map_err(refuse)?;
+        Ok((shape, images))
     }
 }
 
@@ -256,4 +278,19 @@ fn limit(memory: u64, seconds: u64) -> rustix::io::Result<()> {
         setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })?;
     }
     Ok(())
+}
+
+/// Takes from this thread, and from those it starts, all files but a few and the network; false where the kernel cannot, or not
+/// all of it.
+fn confine() -> Result<bool, RulesetError> {
+    let abi = ABI::V4;
+    let rules = landlock::Ruleset::default()
+        .handle_access(AccessFs::from_all(abi))?
+        .handle_access(AccessNet::from_all(abi))?
+        .create()?
+        .add_rules(path_beneath_rules(READABLE, AccessFs::from_read(abi)))
+        .and_then(|rules: RulesetCreated| {
+            rules.add_rules(path_beneath_rules(WRITABLE, AccessFs::WriteFile | AccessFs::Truncate))
+        })?;
+    Ok(rules.restrict_self()?.ruleset == RulesetStatus::FullyEnforced)
 }

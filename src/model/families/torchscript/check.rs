@@ -110,6 +110,10 @@ pub(super) enum Numbers {
     PerhapsProbabilities,
 }
 
+/// What is said of a module with two answers to a question.
+pub(super) const FICKLE: &str =
+    "the module must give the same for the same image; does it still drop out, draw or remember?";
+
 /// What is wrong with [`Numbers::Probabilities`].
 pub(super) const PROBABILITIES: &str =
     "the module gives probabilities, which sum to one over the levels, and logits are wanted: let it give their log";
@@ -280,9 +284,7 @@ fn buckets(module: &Module, sizes: Vec<usize>) -> Result<Buckets, ModelError> {
     let reference = if config.incremental { sizes.last().copied().unwrap_or(1) } else { smallest };
     let [first, last] = bits(reference)?;
     if bits(reference)? != [first.clone(), last.clone()] {
-        return Err(ModelError::Step(
-            "the module must give the same for the same image; does it still drop out, draw or remember?".to_owned(),
-        ));
+        return Err(ModelError::Step(FICKLE.to_owned()));
     }
     if first != last {
         return Err(ModelError::Step(format!(

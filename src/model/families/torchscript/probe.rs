@@ -83,7 +83,9 @@ pub fn probe(file: WeightsFile<'_>, hints: &Hints) -> Result<Found, String> {
         hints,
         said: BTreeMap::new(),
         shapes: BTreeSet::new(),
+        numbers: BTreeSet::new(),
         other: None,
+        mixed: false,
         unfit: None,
         rejected: Vec::new(),
     };
@@ -102,8 +104,12 @@ struct Probe<'a> {
     said: BTreeMap<String, u32>,
     /// Shapes of what it gave.
     shapes: BTreeSet<String>,
+    /// How many numbers it gave for each value of an image.
+    numbers: BTreeSet<u64>,
     /// What it gave that begins with no tensor.
     other: Option<String>,
+    /// Whether images of a batch changed each other.
+    mixed: bool,
     /// What no manifest may say, though it was asked for.
     unfit: Option<String>,
     /// Readings that fit what it takes and gives, and what is wrong with them.
@@ -118,20 +124,21 @@ impl Probe<'_> {
         for (&size, &channels) in sizes.iter().flat_map(|size| channels.iter().map(move |channels| (size, channels))) {
             let shape =
                 Shape::new(size[0], size[1], channels, self.hints.levels).map_err(|faults| faults.to_string())?;
-            readings.extend(self.of_shape(shape));
-        }
-        let sizes: BTreeSet<_> = readings.iter().map(Reading::size).collect();
-        if sizes.len() > 1 {
-            let sizes = sizes.into_iter().collect::<Vec<_>>().join(", ");
-            return Err(format!(
-                "the module takes images of several sizes ({sizes}): say --height, --width and --channels"
-            ));
+            readings.extend(self.of_shape(shape)?);
+            let sizes: BTreeSet<_> = readings.iter().map(Reading::size).collect();
+            if sizes.len() > 1 {
+                let sizes = sizes.into_iter().collect::<Vec<_>>().join(" and ");
+                return Err(format!(
+                    "the module takes images of several sizes, {sizes} for two: say --height, --width and --channels, or \
+                     give --examples"
+                ));
+            }
         }
         self.choose(readings)
     }
 
     /// The readings for images of `shape` under which the module was not seen to look at what it must not.
-    fn of_shape(&mut self, shape: Shape) -> Vec<Reading> {
+    fn of_shape(&mut self, shape: Shape) -> Result<Vec<Reading>, String> {
         let fixed = self.hints.fixed.get("batches").and_then(Value::as_array);
         let size = |size: &Value| size.as_integer().and_then(|size| u32::try_from(size).ok());
         let batches = fixed.map_or(BATCHES.to_vec(), |sizes| sizes.iter().filter_map(size).collect());
@@ -141,19 +148,16 @@ impl Probe<'_> {
                 let call = Reading { batch, ..call.clone() };
                 let before = self.rejected.len();
                 let mut read = Vec::new();
-                for (item, given) in self.call(&call).iter().enumerate() {
+                for (item, given) in self.call(&call)?.iter().enumerate() {
                     let readings = call.outputs(item, given, self.hints);
                     if self.are_parameters(&readings) {
                         read.extend(readings);
                     }
                 }
-                let found: Vec<_> = read.into_iter().filter_map(|read| self.try_reading(read)).collect();
-                // Who looks at no channel of a pixel for another gives all of them at once; the same law, in fewer steps.
-                let by_pixel = found.iter().any(|read| read.head == Head::FactorisedCategorical);
-                good.extend(found.into_iter().filter(|read| !by_pixel || read.head != Head::Categorical));
+                good.extend(read.into_iter().filter_map(|read| self.try_reading(read)));
                 // A module that takes the values as they are, and gives what comes next, shifts them itself.
                 if !good.is_empty() {
-                    return good;
+                    return Ok(good);
                 }
                 // Another batch would show the same.
                 if self.rejected.len() > before {
@@ -161,35 +165,43 @@ impl Probe<'_> {
                 }
             }
         }
-        good
+        Ok(good)
     }
 
-    /// Calls the module as `reading` says; the shapes of its results, none if it does not take that.
-    fn call(&mut self, reading: &Reading) -> Vec<Vec<i64>> {
+    /// Calls the module as `reading` says; the shapes of its results, none if it does not take that. Refused if it gives
+    /// something else when it is called again: nothing that is found out about such a module holds.
+    fn call(&mut self, reading: &Reading) -> Result<Vec<Vec<i64>>, String> {
         let module = match self.build(reading) {
             Ok(module) => module,
             Err(why) => {
                 self.unfit = Some(why);
-                return Vec::new();
+                return Ok(Vec::new());
             }
         };
         if reading.batch > module.config.most_images() {
-            return Vec::new();
+            return Ok(Vec::new());
         }
-        match self.forward(&module, reading.batch) {
-            Ok(Results { tensors, other }) => {
-                let shapes: Vec<_> = tensors.iter().map(tch::Tensor::size).collect();
-                self.shapes.extend(shapes.iter().map(|shape| format!("{shape:?}")));
-                if shapes.is_empty() {
-                    self.other = other;
-                }
-                shapes
-            }
+        let Results { tensors, other } = match self.forward(&module, reading.batch) {
+            Ok(results) => results,
             Err(why) => {
                 self.say(&why.to_string());
-                Vec::new()
+                return Ok(Vec::new());
             }
+        };
+        let again = self.forward(&module, reading.batch).map_err(|error| error.to_string())?.tensors;
+        let same = |(one, other): (&tch::Tensor, &tch::Tensor)| one.f_allclose(other, 0.0, 0.0, true).unwrap_or(false);
+        if !tensors.iter().zip(&again).all(same) {
+            return Err(format!("{}; it must be traced or scripted after eval()", check::FICKLE));
         }
+        let shapes: Vec<_> = tensors.iter().map(tch::Tensor::size).collect();
+        self.shapes.extend(shapes.iter().map(|shape| format!("{shape:?}")));
+        let values = u64::from(reading.batch) * u64::from(reading.shape.values());
+        let numbers = tensors.iter().map(|tensor| tensor.numel() as u64).filter(|numbers| numbers % values == 0);
+        self.numbers.extend(numbers.map(|numbers| numbers / values).filter(|&each| each > 0));
+        if shapes.is_empty() {
+            self.other = other;
+        }
+        Ok(shapes)
     }
 
     fn say(&mut self, what: &str) {
@@ -227,28 +239,15 @@ impl Probe<'_> {
             }
         };
         let buckets = Buckets::of(reading.batch as usize);
-        let shape = reading.shape;
         // What takes the images for parts of one, or parts for images, could look causal otherwise.
         let mixed = |&size: &u32| self.fits(&module, size) && !check::apart(&module, size as usize).unwrap_or(false);
         if [reading.batch, 2].iter().any(mixed) {
-            self.say("images of a batch change each other");
+            self.mixed = true;
             return None;
         }
-        let cuts = cuts(shape.values(), CUTS);
-        let draws = draws(shape, cuts.len());
-        match leak(&module, &buckets, &places(shape, Order::Raster), &cuts, draws) {
-            Ok(None) => {}
-            Ok(Some(found)) => {
-                let causal = |places: &[u32]| matches!(leak(&module, &buckets, places, &cuts, draws), Ok(None));
-                let other = foreign_orders(shape).into_iter().find(|(_, places)| causal(places));
-                let other = other.map(|(name, _)| format!("; it is causal {name}, an order that is not served"));
-                self.rejected.push((reading, format!("{found}{}", other.unwrap_or_default())));
-                return None;
-            }
-            Err(error) => {
-                self.rejected.push((reading, error.to_string()));
-                return None;
-            }
+        if let Err(why) = looks_ahead(&module, &buckets) {
+            self.rejected.push((reading, why));
+            return None;
         }
         let fixed = &self.hints.fixed;
         let mut reading = reading;
@@ -314,10 +313,13 @@ impl Probe<'_> {
     /// Of readings with other scales and layouts, the one under which the examples are likeliest; without any the first.
     fn choose(mut self, readings: Vec<Reading>) -> Result<Found, String> {
         let (mut all, mut strayed) = (Vec::new(), Vec::new());
-        for reading in readings.iter().flat_map(|reading| reading.scales(self.hints)) {
-            match self.stepping(reading) {
-                Ok(reading) => all.push((self.bits_per_dim(&reading), reading)),
-                Err(strayed_reading) => strayed.push(strayed_reading),
+        for tried in &readings {
+            for reading in tried.alternatives(self.hints) {
+                let untried = reading != *tried;
+                match self.stepping(reading) {
+                    Ok(reading) => all.push((self.bits_per_dim(&reading), reading, untried)),
+                    Err(strayed_reading) => strayed.push(strayed_reading),
+                }
             }
         }
         if all.is_empty() && !strayed.is_empty() {
@@ -327,14 +329,35 @@ impl Probe<'_> {
                 listed(&strayed)
             ));
         }
-        all.sort_by(|a, b| a.0.unwrap_or(f64::INFINITY).total_cmp(&b.0.unwrap_or(f64::INFINITY)));
+        // Who looks at no channel of a pixel for another gives all of them at once: the same law, in fewer steps.
+        let by_channel = |reading: &Reading| reading.head != Head::FactorisedCategorical;
+        all.sort_by(|(a, one, _), (b, other, _)| {
+            let likelier = a.unwrap_or(f64::INFINITY).total_cmp(&b.unwrap_or(f64::INFINITY));
+            likelier.then(by_channel(one).cmp(&by_channel(other)))
+        });
         let mut all = all.into_iter();
-        let Some((bits, reading)) = all.next() else { return Err(self.refusal()) };
+        // What is too small to be seen under one scale may show under another.
+        let (bits, reading) = loop {
+            let Some((bits, reading, untried)) = all.next() else { return Err(self.refusal()) };
+            let module = self.build(&reading)?;
+            match if untried { looks_ahead(&module, &Buckets::of(reading.batch as usize)) } else { Ok(()) } {
+                Ok(()) => break (bits, reading),
+                Err(why) => self.rejected.push((reading, why)),
+            }
+        };
         if bits.is_none() && !self.hints.examples.is_empty() {
             return Err(format!("the examples have no likelihood; are they images of {}?", reading.size()));
         }
         self.rejected.extend(strayed.into_iter().map(|(reading, why)| (reading, format!("its steps stray: {why}"))));
-        let (notes, warnings) = self.notes(&reading, bits, &all.collect::<Vec<_>>());
+        let twin = |other: &Head| {
+            matches!(
+                (reading.head, other),
+                (Head::Categorical, Head::FactorisedCategorical) | (Head::FactorisedCategorical, Head::Categorical)
+            )
+        };
+        let others: Vec<_> =
+            all.filter(|(_, other, _)| !twin(&other.head)).map(|(bits, other, _)| (bits, other)).collect();
+        let (notes, warnings) = self.notes(&reading, bits, &others);
         Ok(Found { manifest: reading.manifest(self.hints, &notes), warnings })
     }
 
@@ -364,6 +387,9 @@ impl Probe<'_> {
         for (bits, other) in others {
             let bits = bits.map_or(String::new(), |bits| format!(": {bits:.4} bits/dim"));
             let _ = writeln!(notes, "#   {}{bits}", reading.differences(other));
+        }
+        for untried in reading.untried(self.hints) {
+            let _ = writeln!(notes, "# {untried}.");
         }
         if !self.rejected.is_empty() {
             notes.push_str("# Rejected:\n");
@@ -426,6 +452,12 @@ impl Probe<'_> {
         let mut said: Vec<_> = self.said.iter().collect();
         said.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
         let said = list(said.into_iter().map(|(line, _)| line).collect());
+        if self.mixed {
+            return format!(
+                "{asked}the module takes images, but those of a batch change each other: it must be traced or scripted after \
+                 eval(), so that it normalises by what it was trained on"
+            );
+        }
         if self.shapes.is_empty() {
             if let Some(other) = &self.other {
                 return format!(
@@ -438,13 +470,23 @@ impl Probe<'_> {
                 Some(why) if said.is_empty() => format!("{asked}{why}"),
                 _ => format!(
                     "{asked}the module took no image in any form that was tried. If it takes a label say --classes, if \
-                     an image of low resolution --low-height and --low-width. It said:{said}"
+                     an image of low resolution --low-height and --low-width, if it was traced with a batch of 12, and takes \
+                     no other, --set 'batches = [12]'. It said:{said}"
                 ),
             };
         }
+        let numbers: Vec<_> = self.numbers.iter().map(u64::to_string).collect();
+        let levels = match numbers.as_slice() {
+            [] => String::new(),
+            numbers => format!(
+                "\nFor each value of an image it gives {}: with one a level say so with --levels, with a logit alone --levels \
+                 2; with more than levels, for a start token say, let the module give those of the levels alone.",
+                numbers.join(" or ")
+            ),
+        };
         format!(
             "{asked}what the module gives has no form that is known, for --levels {} and the sizes tried. Its \
-             shapes:{}\nIf one of them holds the parameters, say how, in the letters b, h, w, c and v (levels): --set \
+             shapes:{}{levels}\nIf one of them holds the parameters, say how, in the letters b, h, w, c and v (levels): --set \
              'output = \"b c v h w\"'{}",
             self.hints.levels,
             list(self.shapes.iter().collect()),
@@ -469,6 +511,22 @@ impl Probe<'_> {
         }
         (values > 0.0).then(|| nats / values / std::f64::consts::LN_2)
     }
+}
+
+/// Refuses a module that was seen to look at what is still to come, with the proof and the order that it is causal in, if any.
+fn looks_ahead(module: &Module, buckets: &Buckets) -> Result<(), String> {
+    let shape = module.config.shape;
+    let cuts = cuts(shape.values(), CUTS);
+    let draws = draws(shape, cuts.len());
+    let Some(found) =
+        leak(module, buckets, &places(shape, Order::Raster), &cuts, draws).map_err(|error| error.to_string())?
+    else {
+        return Ok(());
+    };
+    let causal = |places: &[u32]| matches!(leak(module, buckets, places, &cuts, draws), Ok(None));
+    let other = foreign_orders(shape).into_iter().find(|(_, places)| causal(places));
+    let other = other.map(|(name, _)| format!("; it is causal {name}, an order that is not served"));
+    Err(format!("{found}{}", other.unwrap_or_default()))
 }
 
 /// Readings and what is wrong with them, a line each: the first whole, of the others how they differ from it.

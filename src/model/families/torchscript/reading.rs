@@ -65,10 +65,48 @@ impl Reading {
     }
 
     /// Scales that its input may have.
-    pub(super) fn scales(&self, hints: &Hints) -> Vec<Self> {
-        let integers = self.architecture.get("input_type").and_then(Value::as_str) == Some("int64");
-        let usual = if integers { vec!["levels"] } else { vec!["signed", "unit", "levels"] };
+    fn scales(&self, hints: &Hints) -> Vec<Self> {
+        let usual = match (self.takes_integers(), self.shape.levels()) {
+            (true, _) => vec!["levels"],
+            // Two levels are 0 and 1 already.
+            (false, 2) => vec!["signed", "unit"],
+            (false, _) => vec!["signed", "unit", "levels"],
+        };
         choices(hints, "input_scale", usual).into_iter().map(|scale| self.with("input_scale", scale)).collect()
+    }
+
+    fn takes_integers(&self) -> bool {
+        self.architecture.get("input_type").and_then(Value::as_str) == Some("int64")
+    }
+
+    /// What nothing but images can tell from it, itself among them: other scales, and 0 for another number at the start.
+    pub(super) fn alternatives(&self, hints: &Hints) -> Vec<Self> {
+        let mut all = self.scales(hints);
+        if self.guesses(hints, "start") && self.architecture.get("start") != Some(&Value::from(0)) {
+            all.extend(all.clone().iter().map(|reading| reading.with("start", 0)));
+        }
+        all
+    }
+
+    /// Whether it says something at `key` that nobody said beforehand.
+    fn guesses(&self, hints: &Hints, key: &str) -> bool {
+        self.architecture.contains_key(key) && !hints.fixed.contains_key(key)
+    }
+
+    /// What else might be so and is not tried, for people.
+    pub(super) fn untried(&self, hints: &Hints) -> Vec<String> {
+        let mut untried = Vec::new();
+        if self.guesses(hints, "start") {
+            let levels = self.shape.levels();
+            untried.push(format!("Of start, {levels} and 0 are tried; another would be given by --set 'start = N'"));
+        }
+        if !self.takes_integers() && !["mean", "std"].iter().any(|key| hints.fixed.contains_key(*key)) {
+            let set = "--set 'mean = [M]' --set 'std = [S]'";
+            untried.push(format!(
+                "A mean that is subtracted and what is divided by are not tried; they would be given by {set}"
+            ));
+        }
+        untried
     }
 
     /// Readings of the result `item` of shape `given`.

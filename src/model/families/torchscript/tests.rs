@@ -358,3 +358,98 @@ fn what_the_examples_hardly_tell_apart_is_said_to_be_close() {
     let why = found(archive(1.0), &Hints { examples: small, ..hints(given) }).unwrap_err();
     assert!(why.contains("are they images of 3x4x1?"), "{why}");
 }
+
+/// A law of tokens, int64 [b, n], by the token before each, `start` before the first; and an image that begins with `first`,
+/// as is likely.
+fn follows(start: i64, first: u16, given: Shape) -> (Vec<u8>, Hints) {
+    let levels = i64::from(given.levels());
+    // Of each token what comes next: most often `first` after `start`.
+    let table = numbers(9, &[levels + 1, levels]);
+    let _ = table.get(start).get(first.into()).fill_(5.0);
+    let values = i64::from(given.values());
+    let inputs = [Tensor::zeros([2, values], (Kind::Int64, Device::Cpu))];
+    let archive = traced_of(&inputs, |inputs| {
+        vec![table.index_select(0, &inputs[0].narrow(1, 0, values).reshape([-1])).view([2, -1, levels])]
+    });
+    let mut image = vec![1; given.values() as usize];
+    image[0] = first;
+    (archive, Hints { examples: vec![image], ..with(given, &["batches = [2]"]) })
+}
+
+#[test]
+fn what_stands_before_the_first_value_is_told_by_images_or_said_to_be_assumed() {
+    let given = shape(2, 3, 1, 4);
+    for start in [4, 0] {
+        let (archive, hints) = follows(start, 2, given);
+        let Found { manifest, .. } = found(archive.clone(), &hints).unwrap();
+        assert!(manifest.lines().any(|line| line == format!("start = {start}")), "{manifest}");
+        assert!(manifest.lines().any(|line| line.starts_with(&format!("#   start = {}: ", 4 - start))), "{manifest}");
+        assert!(manifest.contains("# Of start, 4 and 0 are tried; another would be given by --set"), "{manifest}");
+        let Found { manifest, warnings } = found(archive, &Hints { examples: Vec::new(), ..hints }).unwrap();
+        assert!(manifest.contains("ASSUMED") && manifest.lines().any(|line| line == "#   start = 0"), "{manifest}");
+        assert!(warnings[0].contains("something was assumed"), "{warnings:?}");
+    }
+}
+
+#[test]
+fn what_one_scale_hides_is_found_under_the_one_that_is_chosen() {
+    let given = shape(2, 2, 2, 256);
+    // The second channel of a pixel sees a hundredth of the first: less than rounding if that is 1/255 of what it should be.
+    let (logits, added) = (law(given, 2), numbers(4, &[1, 256]));
+    let forward = |planes: &Tensor| {
+        let planes = planes / 255.0;
+        let seen = planes.narrow(1, 0, 1).permute([0, 2, 3, 1]).unsqueeze(-1) * &added * 0.01;
+        let none: Tensor = &seen * 0.0;
+        logits(&planes) + Tensor::cat(&[none, seen], 3)
+    };
+    // Each value the likeliest after those before it.
+    let image = Tensor::zeros([1, 2, 2, 2], FLOAT);
+    let mut values = Vec::new();
+    for (y, x, c) in (0..2).flat_map(|y| (0..2).flat_map(move |x| (0..2).map(move |c| (y, x, c)))) {
+        let level = forward(&image).get(0).get(y).get(x).get(c).argmax(None, false).int64_value(&[]);
+        let _ = image.get(0).get(c).get(y).get(x).fill_(level);
+        values.push(level as u16);
+    }
+    let archive = traced(&[2, 2, 2, 2], |planes| vec![forward(planes)]);
+    let Found { manifest, .. } = found(archive, &Hints { examples: vec![values], ..hints(given) }).unwrap();
+    for line in ["input_scale = \"levels\"", "kind = \"categorical\""] {
+        assert!(manifest.lines().any(|own| own == line), "{line}: {manifest}");
+    }
+    let rejected =
+        "#   kind = \"factorised_categorical\": the module looks at what is still to come: the parameters at ";
+    assert!(manifest.lines().any(|line| line.starts_with(rejected)), "{manifest}");
+}
+
+#[test]
+fn two_levels_have_two_scales() {
+    let given = shape(3, 4, 1, 2);
+    let logits = law(given, 1);
+    let Found { manifest, .. } = found(traced(&[2, 1, 3, 4], |planes| vec![logits(planes)]), &hints(given)).unwrap();
+    let others: Vec<_> = manifest.lines().filter(|line| line.starts_with("#   input_scale")).collect();
+    assert_eq!(others, ["#   input_scale = \"unit\""], "{manifest}");
+}
+
+#[test]
+fn what_hinders_is_said_with_what_would_help() {
+    let given = shape(3, 4, 1, 256);
+    let refusal = |archive: Vec<u8>, hints: &Hints| found(archive, hints).unwrap_err();
+    let one_logit = traced(&[2, 1, 3, 4], |planes| vec![planes * 0.5]);
+    let why = refusal(one_logit, &hints(given));
+    assert!(
+        why.contains("For each value of an image it gives 1: ") && why.contains("a logit alone --levels 2"),
+        "{why}"
+    );
+    let logits = as_planes();
+    let normalised = |planes: &Tensor| planes - planes.mean_dim([0i64].as_slice(), true, Kind::Float);
+    let mixing = traced(&[2, 1, 3, 4], |planes| vec![logits(&normalised(planes))]);
+    let why = refusal(mixing, &hints(shape(3, 4, 1, 5)));
+    assert!(why.starts_with("the module takes images, but those of a batch change each other: "), "{why}");
+    let three = traced(&[3, 1, 3, 4], |planes| vec![logits(planes).view([3, 5, 3, 4])]);
+    assert!(refusal(three, &hints(shape(3, 4, 1, 5))).contains("--set 'batches = [12]'"));
+    let pointwise = traced(&[2, 1, 3, 4], |planes| {
+        let none: Tensor = planes * 0.0;
+        vec![none.repeat([1, 5, 1, 1]) + numbers(1, &[1, 5, 1, 1])]
+    });
+    let why = refusal(pointwise, &Hints { size: None, channels: Some(1), ..hints(shape(3, 4, 1, 5)) });
+    assert!(why.contains("several sizes, 28x28x1 and 32x32x1 for two: ") && why.contains("--examples"), "{why}");
+}
