@@ -309,10 +309,13 @@ fn parse_precision(text: &str) -> Result<Precision, String> {
     found.ok_or_else(|| "\"f32\" or \"bf16\"".to_owned())
 }
 
-/// Reads a filter of the log.
+/// Reads a filter of the log. Values of fields are texts, not regular expressions: a short one can take minutes to prepare.
 ///
 /// # Errors
 /// What it must be.
 pub fn log_filter(text: &str) -> Result<EnvFilter, String> {
-    EnvFilter::builder().parse(text).map_err(|error| format!("a filter such as \"info,pixeld=debug\" ({error})"))
+    EnvFilter::builder()
+        .with_regex(false)
+        .parse(text)
+        .map_err(|error| format!("a filter such as \"info,pixeld=debug\" ({error})"))
 }

@@ -52,8 +52,7 @@ impl Filter {
 /// # Errors
 /// If something has already started it, or spans cannot be sent where they shall go.
 pub fn init(log: &Log, trace: &Trace) -> io::Result<Telemetry> {
-    // The configuration has parsed the filter before, so nothing is lost here.
-    let (filter, handle) = reload::Layer::new(EnvFilter::builder().parse_lossy(&log.filter));
+    let (filter, handle) = reload::Layer::new(config::log_filter(&log.filter).map_err(io::Error::other)?);
     // A log that cannot be written, because the disk is full or the reader has gone, must not end what it tells of; it would,
     // by the panic of telling of its own failure.
     let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).log_internal_errors(false);
