@@ -5,8 +5,9 @@
                 [--seconds N] [--rounds N] [--repeats N]
 
 Each round records step times (`pixeld bench step`) of one, two and three processes that step at once, since the
-replicas here share the cores; then it loads the replicas through the proxy with `pixeld bench load`, at each of --loads
-times what the step times say three full replicas make, and simulates the same arrivals with the same seed. Prints what
+replicas here share all cores but one; then it loads the replicas through the proxy with `pixeld bench load`, at each of --loads
+times what the step times say three full replicas make, and simulates the same arrivals with the same seed. The proxy
+and the client have the last core, if there are two: what they take from replicas is not simulated. Prints what
 was measured, what was simulated, and the error, each the median over the rounds; writes everything to out/capacity/.
 `make capacity` runs it.
 """
@@ -37,7 +38,20 @@ ROUNDS_OF_SLO = 3
 WARMUP = 5
 # How a simulation calls what a proxy does.
 BALANCE = {"envoy": "two-choices", "haproxy": "least"}
+CORES = sorted(os.sched_getaffinity(0))
+OURS, THEIRS = CORES[:-1] or CORES, CORES[-1:]
 FIGURES = ("images/s", "goodput images/s", "refused %", "image p50 ms", "image p99 ms")
+
+
+@contextmanager
+def on(cores: list[int]) -> Iterator[None]:
+    """Processes that are started meanwhile keep to these cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 class Machine:
@@ -52,9 +66,11 @@ class Machine:
         self.endpoint = f"http://127.0.0.1:{self.hosts.port('proxy', PROXY)}"
 
     def start(self) -> None:
-        for replica in self.replicas:
-            replica.start()
-        self.proxy = start_proxy(self.arguments.proxy, self.hosts, self.replicas, self.out)
+        with on(OURS):
+            for replica in self.replicas:
+                replica.start()
+        with on(THEIRS):
+            self.proxy = start_proxy(self.arguments.proxy, self.hosts, self.replicas, self.out)
         until(lambda: self.run("models", "--endpoint", self.endpoint, check=False).returncode == 0, "the proxy")
 
     def end(self) -> None:
@@ -76,7 +92,7 @@ class Machine:
             for batch in BATCHES:
                 step = ["bench", "step", "--models", str(self.models), "--model", self.arguments.model, "--json",
                         "--backend", "native", "--batch", str(batch), "--from-rank", "0", "--steps", "1000000"]
-                with ExitStack() as beside:
+                with on(OURS), ExitStack() as beside:
                     for number in range(1, count):
                         beside.enter_context(self.stepping(step, self.out / f"beside-{number}.json"))
                     measured = self.run(*step, "--repeats", str(self.arguments.repeats)).stdout
@@ -106,7 +122,8 @@ class Machine:
     def load(self, asked: list[str]) -> dict[str, float]:
         words = ["bench", "load", "--endpoint", self.endpoint, "--model", self.arguments.model, "--granularity", "row",
                  "--drain", "60s", *asked]
-        measured = json.loads(self.run(*words).stdout)
+        with on(THEIRS):
+            measured = json.loads(self.run(*words).stdout)
         figures, counts = measured["figures"], measured["outcomes"]["reader"]
         if counts["failed"] + counts["unsent"] + counts["unfinished"]:
             raise Wrong(f"not every request was answered: {measured['outcomes']}")
