@@ -1,5 +1,5 @@
 //! `pixeld import torchscript`. A module is somebody's code: it is probed in a process of its own, which has no files and no
-//! network, and takes no more memory or time than it is given.
+//! TCP, and takes no more memory or time than it is given.
 
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
@@ -44,7 +44,7 @@ image are changed in turn, to see whether a step looks at any that it must not k
 input or the layout of a mixture, images do: give some with --examples. Otherwise the manifest says what was assumed.
 
 A module can do whatever a program can. It is probed in a process of its own, with limits on memory and time, that can neither
-open files nor connect to anything (Landlock, Linux 6.7 or later; otherwise you are warned). A server has no such limits: serve
+open files nor use TCP (Landlock, Linux 6.7 or later; otherwise you are warned). A server has no such limits: serve
 only modules whose author you trust.
 
 Examples:
@@ -196,11 +196,11 @@ impl Flags {
     fn probe(&self) -> Result<Package, Failure> {
         let examples = self.examples.as_deref().map(|path| self.examples(path)).transpose()?;
         let (shape, examples) = examples.map_or((None, Vec::new()), |(shape, images)| (Some(shape), images));
+        let unlimited = |error: String| Failure::Internal(format!("the probing process cannot be limited: {error}"));
+        limit(self.memory_limit.as_u64(), self.time_limit.as_secs()).map_err(|error| unlimited(error.to_string()))?;
         // Read once, so that what is probed, what is loaded and what the digest is of are the same.
         let bytes = std::fs::read(&self.source)
             .map_err(|error| Failure::Usage(format!("{}: {error}", self.source.display())))?;
-        let unlimited = |error: String| Failure::Internal(format!("the probing process cannot be limited: {error}"));
-        limit(self.memory_limit.as_u64(), self.time_limit.as_secs()).map_err(|error| unlimited(error.to_string()))?;
         let confined = confine().map_err(|error| unlimited(error.to_string()))?;
         torch::limit_threads(1);
         let hints = Hints {
@@ -225,7 +225,7 @@ impl Flags {
         repository::load(&source, Placement::new(1, 1), limits).map_err(refused)?;
         if !confined {
             warnings.push(
-                "this kernel could not keep the module from files and the network while it was probed (Landlock, Linux 6.7 or \
+                "this kernel could not keep the module from files and TCP while it was probed (Landlock, Linux 6.7 or \
                  later)"
                     .to_owned(),
             );
@@ -280,7 +280,7 @@ fn limit(memory: u64, seconds: u64) -> rustix::io::Result<()> {
     Ok(())
 }
 
-/// Takes from this thread, and from those it starts, all files but a few and the network; false where the kernel cannot, or not
+/// Takes from this thread, and from those it starts, all files but a few and TCP; false where the kernel cannot, or not
 /// all of it.
 fn confine() -> Result<bool, RulesetError> {
     let abi = ABI::V4;

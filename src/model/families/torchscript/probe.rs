@@ -339,8 +339,10 @@ impl Probe<'_> {
         // What is too small to be seen under one scale may show under another.
         let (bits, reading) = loop {
             let Some((bits, reading, untried)) = all.next() else { return Err(self.refusal()) };
-            let module = self.build(&reading)?;
-            match if untried { looks_ahead(&module, &Buckets::of(reading.batch as usize)) } else { Ok(()) } {
+            if !untried {
+                break (bits, reading);
+            }
+            match looks_ahead(&self.build(&reading)?, &Buckets::of(reading.batch as usize)) {
                 Ok(()) => break (bits, reading),
                 Err(why) => self.rejected.push((reading, why)),
             }
@@ -454,8 +456,8 @@ impl Probe<'_> {
         let said = list(said.into_iter().map(|(line, _)| line).collect());
         if self.mixed {
             return format!(
-                "{asked}the module takes images, but those of a batch change each other: it must be traced or scripted after \
-                 eval(), so that it normalises by what it was trained on"
+                "{asked}the module takes images, but those of a batch change each other. Does it still normalise by the batch? \
+                 Then trace or script it after eval()"
             );
         }
         if self.shapes.is_empty() {

@@ -443,7 +443,7 @@ fn what_hinders_is_said_with_what_would_help() {
     let normalised = |planes: &Tensor| planes - planes.mean_dim([0i64].as_slice(), true, Kind::Float);
     let mixing = traced(&[2, 1, 3, 4], |planes| vec![logits(&normalised(planes))]);
     let why = refusal(mixing, &hints(shape(3, 4, 1, 5)));
-    assert!(why.starts_with("the module takes images, but those of a batch change each other: "), "{why}");
+    assert!(why.starts_with("the module takes images, but those of a batch change each other. "), "{why}");
     let three = traced(&[3, 1, 3, 4], |planes| vec![logits(planes).view([3, 5, 3, 4])]);
     assert!(refusal(three, &hints(shape(3, 4, 1, 5))).contains("--set 'batches = [12]'"));
     let pointwise = traced(&[2, 1, 3, 4], |planes| {
