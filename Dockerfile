@@ -44,3 +44,17 @@ LABEL org.opencontainers.image.title="pixeld" \
     org.opencontainers.image.revision="${REVISION}" \
     org.opencontainers.image.source="${SOURCE}" \
     org.opencontainers.image.licenses="Apache-2.0"
+
+FROM build AS build-cuda
+RUN --mount=type=cache,target=/cache \
+    python3 deploy/rootfs.py --cuda /out/program/opt/pixeld/sbom.cdx.json --out /cuda
+
+# The same for GPUs of NVIDIA, whose driver the runtime brings along. Where there is none it computes on the CPU.
+FROM cpu AS cuda
+COPY --from=build-cuda /cuda/ /
+# TF32 stays off in modules of others too: their scores are to be exact.
+ENV PIXELD__ENGINE__BACKEND=torch PIXELD__ENGINE__DEVICE=auto PIXELD__ENGINE__CUDA_LIBRARIES=/opt/pixeld/cuda/torch/lib \
+    NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility NVIDIA_TF32_OVERRIDE=0
+
+# What is built unless another target is named.
+FROM cpu

@@ -11,9 +11,12 @@ TOOLS := $(shell $(PYTHON) scripts/setup.py --where 2>/dev/null)/tools
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
-setup: ## fetch libtorch and the Python packages of the tests into the user's cache
+setup: ## fetch libtorch and the Python packages of the tests into the user's cache; DEVICE=cuda: the libraries for GPUs too
 	@sh scripts/prerequisites.sh
 	@$(PYTHON) scripts/setup.py
+ifeq ($(DEVICE),cuda)
+	@echo "engine.cuda_libraries = \"$$($(PYTHON) scripts/setup.py --print cuda)/torch/lib\""
+endif
 
 build: setup ## build the daemon in release
 	cargo build --release --locked

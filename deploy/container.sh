@@ -2,10 +2,10 @@
 # Builds the image of the daemon and tries it as it would run: read-only, without capabilities, as uid 65532, over the
 # network.
 #
-#     container.sh [--local-bases]
+#     container.sh [--local-bases] [--cuda]
 #
 # With a Docker daemon at hand it uses that, otherwise buildah and podman, as root. Leaves the image pixeld:cpu, and
-# nothing that runs.
+# nothing that runs. With `--cuda` it builds pixeld:cuda too, and tries what can be tried of it without a GPU.
 #
 # `--local-bases` is for machines that reach Debian's packages but no registry of images: what the Dockerfile starts
 # from is made here, of Debian 12 and this machine's Rust toolchain, with this machine's settings for apt, pip and cargo.
@@ -15,10 +15,12 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 local_bases=
+cuda=
 for argument in "$@"; do
     case $argument in
     --local-bases) local_bases=1 ;;
-    *) echo "usage: container.sh [--local-bases]" >&2; exit 64 ;;
+    --cuda) cuda=1 ;;
+    *) echo "usage: container.sh [--local-bases] [--cuda]" >&2; exit 64 ;;
     esac
 done
 image=localhost/pixeld:cpu
@@ -106,24 +108,31 @@ if [ -n "$local_bases" ] && ! podman image exists "$base"; then
     say "base made in" "$(since "$began")"
 fi
 
-began=$(now)
 version=$(sed -n '0,/^version = /s/^version = "\(.*\)"/\1/p' Cargo.toml)
 revision=$(git rev-parse --short=12 HEAD)
-arguments=(--target cpu --tag "$image" --build-arg "VERSION=$version" --build-arg "REVISION=$revision")
+arguments=(--build-arg "VERSION=$version" --build-arg "REVISION=$revision")
 if [ -n "$docker" ]; then
     build=(docker build)
 else
     # HEALTHCHECK is part of Docker's format alone.
     build=(buildah build --isolation chroot --network host --layers --format docker ${local_bases:+--pull-never})
 fi
-"${build[@]}" "${arguments[@]}" . > $out/build.log 2>&1 || { tail -n 40 $out/build.log >&2; fail "the build failed"; }
-say "image built in" "$(since "$began")"
+build() {
+    began=$(now)
+    "${build[@]}" "${arguments[@]}" --target "$1" --tag "localhost/pixeld:$1" . > $out/build.log 2>&1 ||
+        { tail -n 40 $out/build.log >&2; fail "the build failed"; }
+    say "image built in" "$(since "$began")"
+}
+build cpu
 
 # --- What is in it
 
-sizes=$(quietly image inspect --format '{{.Size}}' $image)
-say "image size" "$((sizes / 1000000)) MB in $(quietly image inspect --format '{{len .RootFS.Layers}}' $image) layers"
-quietly history --format '{{.Size}}' $image | awk '$0 !~ /^0 ?B/ { printf "%-24s %s\n", "  layer", $0 }'
+size() {
+    bytes=$(quietly image inspect --format '{{.Size}}' "$1")
+    say "image size" "$((bytes / 1000000)) MB in $(quietly image inspect --format '{{len .RootFS.Layers}}' "$1") layers"
+    quietly history --format '{{.Size}}' "$1" | awk '$0 !~ /^0 ?B/ { printf "%-24s %s\n", "  layer", $0 }'
+}
+size $image
 quietly create --name $name $image > /dev/null
 quietly cp $name:/opt/pixeld/sbom.cdx.json $out/sbom.cdx.json
 quietly export $name | tar --list --verbose > $out/files
@@ -284,4 +293,22 @@ client=
 ! grep -q 'requests were cut' $out/stderr || fail "the drain took too long"
 say "drained" "$(ls $out/drained | wc -l) images that were being drawn came whole; a new request was refused"
 ended "$began"
-say "tried" "$image, and left nothing that runs"
+
+# The image for GPUs, on a machine that need not have one: without a driver it says so, or computes on the CPU.
+if [ -n "$cuda" ]; then
+    build cuda
+    image=localhost/pixeld:cuda
+    size $image
+    code=0
+    engine run --rm "${limits[@]}" --env PIXELD__ENGINE__DEVICE=cuda:63 $image > $out/stdout 2> $out/stderr || code=$?
+    [ $code = 64 ] && grep -qE '^error: engine.device: (no GPU can be used|there are)' $out/stderr ||
+        fail "a GPU that is not there ended with $code: $(tail -n 5 $out/stderr)"
+    say "without the GPU" "$(tail -n 1 $out/stderr)"
+    start
+    devices=$("$pixeld" models --endpoint "$endpoint" --json |
+        "$python" -c 'import json, sys; print(*{json.loads(line)["device"] for line in sys.stdin})')
+    "$pixeld" sample --endpoint "$endpoint" "${draw[@]}" --npy $out/auto.npy
+    say "device = auto" "digits is on $devices, and draws"
+    stop_at_leisure
+fi
+say "tried" "the image, and left nothing that runs"

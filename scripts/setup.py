@@ -6,11 +6,12 @@ Everything comes from PyPI wheels whose SHA-256 is pinned below, and goes below 
 renamed into it, so that an interrupted run never leaves half of one behind.
 
 The torch wheel is the CUDA build. Its CPU library asks for just two small CUDA libraries, so only those are fetched;
-the gigabytes of GPU kernels are not unpacked. Standard library only; needs `pip`.
+the gigabytes of GPU kernels are another tree, `cuda`. Standard library only; needs `pip`.
 
     setup.py                writes .cargo/config.toml, so that plain `cargo build` finds libtorch, and python/pixeld/v1, the
                             stubs of the Python client
-    setup.py --print NAME   prints the path of one tree, laying it out first: `libtorch`, `interop` (what the Python client
+    setup.py --print NAME   prints the path of one tree, laying it out first: `libtorch`, `cuda` (what the daemon needs for
+                            GPUs beside it, as pip lays it out: engine.cuda_libraries is its torch/lib), `interop` (what the Python client
                             imports), `triton` (the client of Triton), `pytorch` (what training and the live comparison
                             import), `deployment` (what deploy/check.py imports), `kserve` (what it reads beside), `envoy`
                             (the proxy of deploy/replicas.py) or `mypy` (what checks types)
@@ -57,6 +58,7 @@ CUPTI = (
 # Names that the linker or torch-sys look for, beside the ones the wheel carries.
 LINKS = {"lib/libgomp.so": "libgomp.so.1", "lib/libtorch.so": "libtorch_cpu.so"}
 
+CUDA_REQUIREMENTS = REPOSITORY / "deploy" / "cuda" / "requirements.txt"
 INTEROP_REQUIREMENTS = REPOSITORY / "tests" / "interop" / "requirements.txt"
 TRITON_REQUIREMENTS = REPOSITORY / "tests" / "interop" / "triton.txt"
 PYTORCH_REQUIREMENTS = REPOSITORY / "python" / "requirements.txt"
@@ -149,6 +151,13 @@ def packages(name: str, requirements: Path, *options: str) -> Path:
     return lay_out(cache() / f"{name}-{tag}", fill)
 
 
+def cuda() -> Path:
+    # Those that the libtorch above was linked with, whatever Python this is.
+    tags = ["2_28", "2_27", "2_25", "2_18", "2_17", "2014", "2_12", "2010"]
+    platforms = [f"--platform=manylinux{'' if tag.startswith('20') else '_'}{tag}_x86_64" for tag in tags]
+    return packages("cuda", CUDA_REQUIREMENTS, "--no-deps", "--require-hashes", "--python-version=3.11", "--implementation=cp", *platforms)
+
+
 def interop() -> Path:
     return packages("interop", INTEROP_REQUIREMENTS)
 
@@ -202,7 +211,7 @@ def write_cargo_config(torch: Path, interop_packages: Path, triton_packages: Pat
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    trees = {"libtorch": libtorch, "interop": interop, "triton": triton, "pytorch": pytorch, "deployment": deployment,
+    trees = {"libtorch": libtorch, "cuda": cuda, "interop": interop, "triton": triton, "pytorch": pytorch, "deployment": deployment,
              "kserve": kserve, "envoy": envoy, "mypy": mypy}
     parser.add_argument("--print", choices=trees, dest="tree")
     parser.add_argument("--where", action="store_true")

@@ -148,7 +148,8 @@ impl App {
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let engine = &self.config.engine;
-        let info = ServerInfo { backend: engine.backend, precision: engine.precision, ..ServerInfo::now() };
+        let (device, now) = (engine.device.unwrap_or_default(), ServerInfo::now());
+        let info = ServerInfo { backend: engine.backend, device, precision: engine.precision, ..now };
         let routes = rpc::admin_services(&self.fleet, self.log.clone(), info, self.drain.clone(), &self.health)
             .map_err(|error| AppError::Services(error.into()))?;
         let uploads = Uploads::new(ADMIN_REQUEST_BYTES * 64, ADMIN_REQUEST_BYTES);

@@ -1,5 +1,6 @@
 //! What a loaded model promises to its callers.
 
+use std::fmt;
 use std::sync::Arc;
 
 use crate::head::Head;
@@ -33,6 +34,26 @@ impl Backend {
         match self {
             Backend::Native => "native",
             Backend::Torch => "torch",
+        }
+    }
+}
+
+/// Where a model's tensors are, and so what computes its passes, and its steps if their backend is libtorch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Device {
+    /// The processor.
+    #[default]
+    Cpu,
+    /// A GPU, by the number that CUDA gives it.
+    Cuda(u32),
+}
+
+/// As in the configuration and in reports.
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Device::Cpu => f.write_str("cpu"),
+            Device::Cuda(index) => write!(f, "cuda:{index}"),
         }
     }
 }
@@ -88,6 +109,8 @@ pub struct StepCost {
 pub struct Execution {
     /// What computes its steps.
     pub backend: Backend,
+    /// Where.
+    pub device: Device,
     /// How its numbers are held.
     pub precision: Precision,
     /// Whether taking a known prefix in leaves the bits that sampling it would.

@@ -216,6 +216,7 @@ fn info(info: crate::rpc::proto::GetServerInfoResponse) -> Answer {
         precision: &'static str,
         shards: u32,
         cores: u32,
+        gpu: Option<&'a str>,
         model_memory_bytes: u64,
         model_memory_limit_bytes: Option<u64>,
         draining: bool,
@@ -231,19 +232,21 @@ fn info(info: crate::rpc::proto::GetServerInfoResponse) -> Answer {
         precision,
         shards: info.shards,
         cores: info.devices.first().map(|device| device.cores).unwrap_or_default(),
+        gpu: info.devices.get(1).map(|device| device.name.as_str()),
         model_memory_bytes: memory.used_bytes,
         model_memory_limit_bytes: memory.limit_bytes,
         draining: info.draining,
     };
     let limit = memory.limit_bytes.map_or_else(|| "no limit".to_owned(), |limit| format!("of {}", ByteSize::b(limit)));
     let text = format!(
-        "pixeld {} ({}), up {}{}\nbackend {backend}, precision {precision}, {} shards on {} cores\nmodels take {}, {limit}",
+        "pixeld {} ({}), up {}{}\nbackend {backend}, precision {precision}, {} shards on {} cores{}\nmodels take {}, {limit}",
         info.version,
         info.build_revision,
         format_duration(Duration::from_secs(uptime.as_secs())),
         if info.draining { ", draining" } else { "" },
         line.shards,
         line.cores,
+        line.gpu.map(|gpu| format!(" and {gpu}")).unwrap_or_default(),
         ByteSize::b(memory.used_bytes),
     );
     Answer { json: serde_json::to_value(&line).into_iter().collect(), text }

@@ -49,6 +49,7 @@ struct Line<'a> {
     held_out_bits_per_dim: Option<f64>,
     backend: &'static str,
     precision: &'static str,
+    device: &'a str,
     recomputes: bool,
     aliases: &'a [String],
 }
@@ -86,6 +87,7 @@ fn json(model: &Model) -> Line<'_> {
         aliases: &model.aliases,
         backend: client::backend(model.backend()),
         precision: client::precision(model.precision()),
+        device: &model.device,
     }
 }
 

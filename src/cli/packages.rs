@@ -7,10 +7,11 @@ use bytes::Bytes;
 
 use super::failure::Failure;
 use crate::app::{self, App};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::engine::SCORE_IMAGES;
 use crate::model::Placement;
 use crate::repository::{self, Limits, Source};
+use crate::spec::{Backend, Device};
 use crate::torch;
 
 /// A package that is part of the program.
@@ -28,7 +29,8 @@ const EMBEDDED: &[Embedded] = &[Embedded {
 
 /// An app of every package that `config` names, which finds more of them later. Also settles how many threads libtorch may
 /// use, which must happen before the first of them is loaded.
-pub(super) fn start(config: Config) -> Result<App, Failure> {
+pub(super) fn start(mut config: Config) -> Result<App, Failure> {
+    config.engine.device = Some(device(&config.engine, config.engine.backend)?);
     torch::limit_threads(config.engine.threads());
     let sources = sources(&config)?;
     if sources.is_empty() {
@@ -37,6 +39,13 @@ pub(super) fn start(config: Config) -> Result<App, Failure> {
     let later = config.clone();
     let find = move || sources_or_why(&later);
     Ok(App::start_with(config, sources, Arc::new(find)))
+}
+
+/// The device that `engine` says or leaves open, for models whose steps `backend` computes.
+pub(super) fn device(engine: &config::Engine, backend: Backend) -> Result<Device, Failure> {
+    let wanted = if backend == Backend::Native { Some(Device::Cpu) } else { engine.device };
+    let found = torch::find(wanted, engine.cuda_libraries.as_deref());
+    found.map_err(|why| Failure::Usage(format!("engine.device: {why}")))
 }
 
 fn sources_or_why(config: &Config) -> Result<Vec<app::Source>, String> {
@@ -49,6 +58,7 @@ fn sources(config: &Config) -> Result<Vec<app::Source>, Failure> {
         slots: config.engine.slots.unwrap_or(1),
         score_images: SCORE_IMAGES,
         backend: config.engine.backend,
+        device: config.engine.device.unwrap_or_default(),
         precision: config.engine.precision,
     };
     let limits = Limits { weights_bytes: config.models.max_weight_bytes };

@@ -21,7 +21,7 @@ use crate::job::Limits;
 use crate::model::manifest::check_name;
 use crate::rpc::ConnectionLimits;
 use crate::security::{Group, TlsFiles, TokenFiles};
-use crate::spec::{Backend, Precision};
+use crate::spec::{Backend, Device, Precision};
 
 /// A number that the machine and the model decide.
 pub(super) const AUTO: &str = "auto";
@@ -33,6 +33,8 @@ const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 const SMALLEST_MESSAGE: ByteSize = ByteSize::kib(4);
 const LARGEST_MESSAGE: ByteSize = ByteSize::gib(1);
 const LARGEST_MEMORY: ByteSize = ByteSize::tib(1);
+/// More than any machine has; libtorch counts them in 8 bits.
+const MOST_GPUS: u32 = 64;
 const LARGEST_WEIGHTS: ByteSize = ByteSize::tib(1);
 
 pub(super) fn check(settings: BTreeMap<String, Setting>) -> Result<Config, Violations> {
@@ -68,6 +70,8 @@ pub(super) fn check(settings: BTreeMap<String, Setting>) -> Result<Config, Viola
             shards: reader.number_or_auto("engine.shards", 1..=1024),
             slots: reader.number_or_auto("engine.slots", 1..=4096),
             backend: reader.read("engine.backend", parse_backend).unwrap_or_default(),
+            device: reader.read("engine.device", parse_device).flatten(),
+            cuda_libraries: reader.path("engine.cuda_libraries"),
             precision: reader.read("engine.precision", parse_precision).unwrap_or_default(),
             threads: reader.number_or_auto("engine.threads", 1..=1024),
             max_model_bytes: reader.read("engine.max_model_memory", parse_memory_or_none).flatten(),
@@ -103,6 +107,14 @@ pub(super) fn check(settings: BTreeMap<String, Setting>) -> Result<Config, Viola
         if memory / 2 < message {
             let least = ByteSize::b(2 * message as u64);
             violations.add("server.max_upload_memory", format!("must be at least twice server.max_request, {least}, got {}: the largest messages could never be received", ByteSize::b(memory as u64)));
+        }
+        if let (Some(device @ Device::Cuda(_)), Backend::Native) = (config.engine.device, config.engine.backend) {
+            violations.add(
+                "engine.backend",
+                format!(
+                    "must be \"torch\" with engine.device {device}, got \"native\": kernels of our own are for the CPU"
+                ),
+            );
         }
         let places = config.engine.engine.queue_images;
         for (key, most) in [
@@ -302,6 +314,18 @@ fn parse_ratio(text: &str) -> Result<f64, String> {
 fn parse_backend(text: &str) -> Result<Backend, String> {
     let found = [Backend::Native, Backend::Torch].into_iter().find(|backend| backend.name() == text);
     found.ok_or_else(|| "\"native\" or \"torch\"".to_owned())
+}
+
+/// `None` for `auto`.
+fn parse_device(text: &str) -> Result<Option<Device>, String> {
+    let index = |text: &str| text.strip_prefix("cuda:")?.parse().ok().filter(|index| *index < MOST_GPUS);
+    match text {
+        AUTO => Ok(None),
+        "cpu" => Ok(Some(Device::Cpu)),
+        _ => index(text)
+            .map(|index| Some(Device::Cuda(index)))
+            .ok_or_else(|| "\"cpu\", \"cuda:N\" or \"auto\"".to_owned()),
+    }
 }
 
 fn parse_precision(text: &str) -> Result<Precision, String> {

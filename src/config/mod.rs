@@ -21,7 +21,7 @@ use crate::job::Limits;
 use crate::machine;
 use crate::rpc::ConnectionLimits;
 use crate::security::{TlsFiles, TokenFiles};
-use crate::spec::{Backend, Precision};
+use crate::spec::{Backend, Device, Precision};
 
 /// The effective configuration.
 #[derive(Clone, Debug, PartialEq)]
@@ -79,7 +79,7 @@ pub struct Models {
 }
 
 /// How models are run.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Engine {
     /// Shards of one model, each on a thread; `None` for one a core.
     pub shards: Option<u32>,
@@ -87,6 +87,10 @@ pub struct Engine {
     pub slots: Option<u32>,
     /// What computes the steps.
     pub backend: Backend,
+    /// Where models are; `None` for a GPU if there is one and libtorch computes the steps, otherwise the processor.
+    pub device: Option<Device>,
+    /// Directory with the libraries for GPUs; `None` for wherever the dynamic linker finds them.
+    pub cuda_libraries: Option<PathBuf>,
     /// How matrices and remembered numbers are held.
     pub precision: Precision,
     /// Threads libtorch uses inside one operation; `None` for a shard's share of the cores.
@@ -107,7 +111,9 @@ impl Engine {
     /// Shards of one model on this machine.
     #[must_use]
     pub fn shards(&self) -> u32 {
-        self.shards.unwrap_or_else(|| machine::cores().min(MOST_SHARDS))
+        // A GPU computes one step after another, whoever asks for them.
+        let most = if matches!(self.device, Some(Device::Cuda(_))) { 1 } else { MOST_SHARDS };
+        self.shards.unwrap_or_else(|| machine::cores().min(most))
     }
 
     /// Threads that libtorch uses inside one operation, on this machine: the shards are to keep all cores busy, not more.

@@ -71,6 +71,8 @@ impl fmt::Display for Config {
                     ("shards", number_or_auto(self.engine.shards)),
                     ("slots", number_or_auto(self.engine.slots)),
                     ("backend", self.engine.backend.name().into()),
+                    ("device", self.engine.device.map_or_else(|| AUTO.to_owned(), |device| device.to_string()).into()),
+                    ("cuda_libraries", path(self.engine.cuda_libraries.as_ref())),
                     ("precision", self.engine.precision.name().into()),
                     ("threads", number_or_auto(self.engine.threads)),
                     ("max_model_memory", self.engine.max_model_bytes.map_or_else(|| NONE.into(), size)),

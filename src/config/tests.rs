@@ -59,6 +59,8 @@ fn the_defaults_are_those_of_the_example_file() {
             shards: None,
             slots: None,
             backend: Backend::Native,
+            device: Some(Device::Cpu),
+            cuda_libraries: None,
             precision: Precision::F32,
             threads: None,
             max_model_bytes: None,
@@ -102,7 +104,7 @@ fn each_layer_wins_over_the_one_below() {
 fn every_fault_is_reported_at_once_with_its_origin() {
     let file = file(
         "[server]\nlisten = \"localhost\"\ndrain_delay = \"soon\"\ndrain_timeout = \"-3s\"\nmax_connection_age = \"1ms\"\nkeepalive_timeout = \"0s\"\nmax_request = \"much\"\n\
-         [engine]\nshards = \"all\"\nslots = 0\nbackend = \"cuda\"\nprecision = \"f16\"\nscore_share = 1.0\nbatch_share = 0\nstall_timeout = \"0s\"\nstall_exit = 2\nthreads = 2.5\n[log]\njson = \"perhaps\"\n",
+         [engine]\nshards = \"all\"\nslots = 0\nbackend = \"cuda\"\ndevice = \"gpu\"\nprecision = \"f16\"\nscore_share = 1.0\nbatch_share = 0\nstall_timeout = \"0s\"\nstall_exit = 2\nthreads = 2.5\n[log]\njson = \"perhaps\"\n",
     );
     let layers = Layers {
         file: Some(file.path().to_owned()),
@@ -122,6 +124,7 @@ fn every_fault_is_reported_at_once_with_its_origin() {
         "engine.shards",
         "engine.slots",
         "engine.backend",
+        "engine.device",
         "engine.precision",
         "engine.threads",
         "engine.queue_images",
@@ -142,6 +145,22 @@ fn every_fault_is_reported_at_once_with_its_origin() {
     assert!(text.contains("got \"many\" (from PIXELD__ENGINE__QUEUE_IMAGES)"), "{text}");
     assert!(text.contains("got \"2 TiB\" (from --set)"), "{text}");
     assert!(text.contains(&format!("got \"0\" (from {})", file.path().display())), "{text}");
+}
+
+#[test]
+fn a_device_is_the_processor_a_gpu_or_what_there_is_and_kernels_of_our_own_take_no_gpu() {
+    let with = |device: &str, backend: &str| {
+        load(&Layers { flags: vec![set("engine.device", device), set("engine.backend", backend)], ..isolated() })
+    };
+    let engine = |device| with(device, "torch").unwrap().engine;
+    assert_eq!(engine("cpu").device, Some(Device::Cpu));
+    assert_eq!((engine("auto").device, engine("cuda:1").device), (None, Some(Device::Cuda(1))));
+    assert_eq!(engine("cuda:1").shards(), 1, "a GPU is one");
+    for wrong in ["cuda", "cuda:", "cuda:-1", "cuda:64", "CPU", ""] {
+        assert_eq!(fields(&with(wrong, "torch").unwrap_err()), ["engine.device"], "{wrong}");
+    }
+    assert_eq!(fields(&with("cuda:0", "native").unwrap_err()), ["engine.backend"]);
+    assert!(with("auto", "native").is_ok());
 }
 
 #[test]

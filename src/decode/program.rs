@@ -3,7 +3,8 @@
 use tch::{Kind, TchError, Tensor};
 
 use super::op::{Activation, Attention, Linear, Normalisation, Op, Part, Passing, Sight};
-use crate::spec::{Precision, StepCost};
+use crate::spec::{Device, Precision, StepCost};
+use crate::torch;
 
 /// Stands in [`Rows`](super::Rows) for a place outside the image: what is taken from there is zero.
 pub const NOWHERE: u32 = u32::MAX;
@@ -95,13 +96,16 @@ pub struct Network {
     /// Shape and places of each ring.
     pub(super) rings: Vec<(Attention, u32)>,
     pub(super) precision: Precision,
+    /// Where its tensors are.
+    pub(super) device: tch::Device,
 }
 
 impl Network {
-    /// No programs and no state yet. Matrices, and what rings hold, will be held in `precision`.
+    /// No programs and no state yet. Matrices, and what rings hold, will be held in `precision`, on `device`.
     #[must_use]
-    pub fn new(precision: Precision) -> Self {
-        Self { programs: Vec::new(), memories: Vec::new(), rings: Vec::new(), precision }
+    pub fn new(precision: Precision, device: Device) -> Self {
+        let device = torch::place(device);
+        Self { programs: Vec::new(), memories: Vec::new(), rings: Vec::new(), precision, device }
     }
 
     /// A memory of `places` vectors of `width` numbers.
@@ -208,7 +212,7 @@ impl Builder<'_> {
     pub fn embed(&mut self, table: Tensor) -> Result<Register, TchError> {
         let (rows, width) = table.size2()?;
         self.program.needs.table_rows = self.program.needs.table_rows.min(dimension(rows)?);
-        Ok(self.push(dimension(width)?, Op::Embed { table }))
+        Ok(self.push(dimension(width)?, Op::Embed { table: table.f_to_device(self.network.device)? }))
     }
 
     /// The numbers that a row brings, `width` of them; a program can have one such operation.
@@ -242,7 +246,8 @@ impl Builder<'_> {
             linear.weight = linear.weight.f_to_kind(Kind::BFloat16)?.f_to_kind(Kind::Float)?;
         }
         // Output beside output in memory, which is how libtorch multiplies few rows best.
-        linear.weight = linear.weight.f_tr()?.f_contiguous()?.f_tr()?;
+        linear.weight = linear.weight.f_tr()?.f_contiguous()?.f_to_device(self.network.device)?.f_tr()?;
+        linear.bias = linear.bias.map(|bias| bias.f_to_device(self.network.device)).transpose()?;
         Ok(self.push(outputs, Op::Linear { from, linear }))
     }
 
@@ -250,11 +255,15 @@ impl Builder<'_> {
     ///
     /// # Errors
     /// Shapes that do not fit each other.
-    pub fn normalise(&mut self, from: Register, normalisation: Normalisation) -> Result<Register, TchError> {
+    pub fn normalise(&mut self, from: Register, mut normalisation: Normalisation) -> Result<Register, TchError> {
         let width = self.width(from)?;
         fits("scale", normalisation.scale.size1()?, width)?;
         if let Some(shift) = &normalisation.shift {
             fits("shift", shift.size1()?, width)?;
+        }
+        let Normalisation { scale, shift, .. } = &mut normalisation;
+        for tensor in [Some(scale), shift.as_mut()].into_iter().flatten() {
+            *tensor = tensor.f_to_device(self.network.device)?;
         }
         Ok(self.push(width, Op::Normalise { from, normalisation }))
     }

@@ -14,7 +14,7 @@ use super::{
     Register, Row, Rows, Sight, check_memory, decoder,
 };
 use crate::model::Slot;
-use crate::spec::{Backend, Precision};
+use crate::spec::{Backend, Device, Precision};
 
 /// Sizes of a program over rings, with every operation it can have.
 #[derive(Clone, Copy, Debug)]
@@ -66,7 +66,7 @@ fn linear(seed: u64, outputs: u32, inputs: u32) -> Linear {
 /// Two programs over two rings: one that fills the second, as an encoder does, and one that looks at both.
 fn ring_network(sizes: Sizes, seed: u64) -> (Network, [ProgramId; 2]) {
     let Sizes { width, hidden, outputs, attention, places, precision } = sizes;
-    let mut network = Network::new(precision);
+    let mut network = Network::new(precision, Device::Cpu);
     let [own, other] = [places, 3].map(|places| network.ring(attention, places));
 
     let mut program = network.program();
@@ -265,7 +265,7 @@ fn memory_sizes() -> impl Strategy<Value = MemorySizes> {
 /// A program that writes some neighbouring places of a memory, and one that reads them and what it wrote before itself.
 fn memory_network(sizes: MemorySizes, seed: u64) -> (Network, [ProgramId; 2]) {
     let MemorySizes { width, neighbours, columns, taps, places, outputs, passing, precision } = sizes;
-    let mut network = Network::new(precision);
+    let mut network = Network::new(precision, Device::Cpu);
     let written = network.memory(width, places);
     let own = network.memory(2 * width, places);
 
@@ -416,7 +416,7 @@ fn a_row_that_names_places_of_memories_that_are_not_there_is_refused_by_every_ba
 
 #[test]
 fn programs_whose_parts_do_not_fit_are_refused() {
-    let mut network = Network::new(Precision::F32);
+    let mut network = Network::new(Precision::F32, Device::Cpu);
     let memory = network.memory(4, 10);
     let attention = Attention { heads: 1, head_key: 2, head_value: 2 };
     let [ring, longer] = [5, 6].map(|places| network.ring(attention, places));
@@ -466,7 +466,7 @@ fn programs_whose_parts_do_not_fit_are_refused() {
 fn what_is_not_a_number_shows_in_its_own_row_and_is_forgotten_with_its_slot() {
     let attention = SMALL.attention;
     let numbers: Vec<f32> = (0..TABLE_ROWS).flat_map(|row| [if row == 6 { f32::NAN } else { 0.1 }; 5]).collect();
-    let mut network = Network::new(Precision::F32);
+    let mut network = Network::new(Precision::F32, Device::Cpu);
     let ring = network.ring(attention, 20);
     let mut program = network.program();
     let x = program.embed(Tensor::from_slice(&numbers).view([i64::from(TABLE_ROWS), 5])).unwrap();

@@ -4,7 +4,7 @@ use super::PixelModel;
 use super::manifest::Manifest;
 use super::weights::{TensorSpec, WeightsFile};
 use crate::error::Violations;
-use crate::spec::{Backend, Precision};
+use crate::spec::{Backend, Device, Precision};
 
 /// Where and how large a model is built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,15 +15,23 @@ pub struct Placement {
     pub score_images: u32,
     /// What computes its steps.
     pub backend: Backend,
+    /// Where its tensors are; with [`Backend::Native`], the processor.
+    pub device: Device,
     /// How its numbers are held.
     pub precision: Precision,
 }
 
 impl Placement {
-    /// A placement of the default backend and precision.
+    /// A placement on the processor, of the default backend and precision.
     #[must_use]
     pub fn new(slots: u32, score_images: u32) -> Self {
-        Self { slots, score_images, backend: Backend::default(), precision: Precision::default() }
+        Self {
+            slots,
+            score_images,
+            backend: Backend::default(),
+            device: Device::default(),
+            precision: Precision::default(),
+        }
     }
 }
 

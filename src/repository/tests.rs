@@ -8,12 +8,12 @@ use std::path::Path;
 use bytes::Bytes;
 
 use super::*;
-use crate::spec::{Backend, Precision};
+use crate::spec::{Backend, Device, Precision};
 
 const TOY: &str = "format = 1\nname = \"toy\"\nfamily = \"toy\"\n[image]\nheight = 1\nwidth = 2\nchannels = 1\nlevels = 4\n\
                    order = \"raster\"\n[head]\nkind = \"categorical\"\n[condition]\nclasses = 2\n[architecture]\n";
 const PLACEMENT: Placement =
-    Placement { slots: 1, score_images: 1, backend: Backend::Native, precision: Precision::F32 };
+    Placement { slots: 1, score_images: 1, backend: Backend::Native, device: Device::Cpu, precision: Precision::F32 };
 
 fn embedded(text: impl Into<Bytes>) -> Source {
     Source::Embedded { manifest: text.into(), weights: Bytes::new() }

@@ -21,7 +21,7 @@ use crate::engine::catalogue::State;
 use crate::error::{Error, Violations};
 use crate::fleet::Fleet;
 use crate::machine;
-use crate::spec::{Backend, Precision};
+use crate::spec::{Backend, Device, Precision};
 
 /// Longest that requests may be given to finish.
 const LONGEST_DRAIN: Duration = Duration::from_secs(24 * 3600);
@@ -35,6 +35,8 @@ pub(crate) struct ServerInfo {
     pub(crate) started: (SystemTime, Instant),
     /// What computes the steps.
     pub(crate) backend: Backend,
+    /// Where models are.
+    pub(crate) device: Device,
     /// How numbers are held.
     pub(crate) precision: Precision,
 }
@@ -43,8 +45,16 @@ impl ServerInfo {
     /// One that starts now.
     pub(crate) fn now() -> Self {
         let started = (SystemTime::now(), Instant::now());
-        Self { started, backend: Backend::default(), precision: Precision::default() }
+        let (backend, device, precision) = Default::default();
+        Self { started, backend, device, precision }
     }
+}
+
+/// What a server with its models on `device` computes on.
+fn devices(device: Device) -> Vec<proto::Device> {
+    let gpu = (device != Device::Cpu).then(|| proto::Device { name: device.to_string(), cores: 0 });
+    let processor = proto::Device { name: Device::Cpu.to_string(), cores: machine::cores() };
+    std::iter::once(processor).chain(gpu).collect()
 }
 
 type SetLogFilter = dyn Fn(&str) -> Result<String, String> + Send + Sync;
@@ -140,7 +150,7 @@ impl AdminService for Admin {
             backend: answer::backend(self.info.backend).into(),
             precision: answer::precision(self.info.precision).into(),
             shards: fleet.settings().shards,
-            devices: vec![proto::Device { name: "cpu".to_owned(), cores: machine::cores() }],
+            devices: devices(self.info.device),
             model_memory: Some(ModelMemory { used_bytes: memory.used(), limit_bytes: memory.limit() }),
             draining: fleet.catalogue().is_draining(),
         }))

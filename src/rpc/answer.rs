@@ -173,6 +173,7 @@ pub(super) fn model(name: &str, state: &State, draining: bool) -> proto::Model {
         recomputes: spec.execution.recomputes,
         backend: backend(spec.execution.backend).into(),
         precision: precision(spec.execution.precision).into(),
+        device: spec.execution.device.to_string(),
         ..listed(if draining { proto::ModelState::Draining } else { proto::ModelState::Ready })
     }
 }

@@ -1,11 +1,13 @@
 //! Everything about libtorch that families share. No gradient is ever wanted: weights carry none, and every entry point
 //! of a model holds a [`tch::no_grad_guard`] while it computes.
 
+mod device;
 pub mod weights;
 
 use std::panic::catch_unwind;
 use std::sync::Once;
 
+pub use device::{find, place};
 use tch::TchError;
 
 use crate::model::ModelError;

@@ -54,11 +54,11 @@ impl Weights {
     }
 }
 
-/// Loads the module that a TorchScript archive holds, in evaluation mode, on the CPU.
+/// Loads the module that a TorchScript archive holds, in evaluation mode, on `device`.
 ///
 /// # Errors
 /// Under `weights`, what is wrong with the file.
-pub fn module(file: WeightsFile<'_>) -> Result<CModule, Violations> {
+pub fn module(file: WeightsFile<'_>, device: Device) -> Result<CModule, Violations> {
     if file.format != WeightsFormat::TorchScript {
         return Err(Violations::one("weights.file", "must be a TorchScript archive, ending in .pt"));
     }
@@ -66,7 +66,7 @@ pub fn module(file: WeightsFile<'_>) -> Result<CModule, Violations> {
     check_archive(file.stream, file.bytes).map_err(|why| Violations::one("weights", why))?;
     // The executor that profiles first changes what it computes after some runs, and with it the last bits.
     tch::jit::f_set_profiling_mode(false).map_err(failed)?;
-    let mut module = CModule::load_data_on_device(&mut FullReads(file.stream), Device::Cpu).map_err(failed)?;
+    let mut module = CModule::load_data_on_device(&mut FullReads(file.stream), device).map_err(failed)?;
     module.f_set_eval().map_err(failed)?;
     Ok(module)
 }

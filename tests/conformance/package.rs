@@ -32,7 +32,8 @@ pub(crate) struct Package {
 impl Package {
     pub(crate) fn load(&self, slots: u32, score_images: u32) -> Box<dyn PixelModel> {
         torch::limit_threads(1);
-        let placement = Placement { slots, score_images, backend: self.backend, precision: self.precision };
+        let (backend, precision) = (self.backend, self.precision);
+        let placement = Placement { backend, precision, ..Placement::new(slots, score_images) };
         repository::load(&self.source, placement, Limits::default())
             .unwrap_or_else(|violations| panic!("{}: {violations}", self.label))
     }

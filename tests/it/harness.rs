@@ -68,6 +68,8 @@ pub(crate) fn config() -> Config {
             shards: Some(1),
             slots: Some(4),
             backend: Backend::default(),
+            device: None,
+            cuda_libraries: None,
             precision: Precision::default(),
             threads: Some(1),
             max_model_bytes: None,

@@ -87,8 +87,8 @@ impl Flags {
         for repeat in 0..self.repeats {
             for &batch in &self.batch {
                 for &backend in &self.backend {
-                    let placement =
-                        Placement { backend, precision: config.engine.precision, ..Placement::new(batch, 1) };
+                    let (device, precision) = (packages::device(&config.engine, backend)?, config.engine.precision);
+                    let placement = Placement { backend, device, precision, ..Placement::new(batch, 1) };
                     let limits = Limits { weights_bytes: config.models.max_weight_bytes };
                     let model = repository::load(&source, placement, limits)
                         .map_err(|faults| Failure::Usage(format!("{}: {faults}", self.model)))?;

@@ -1,8 +1,8 @@
 //! Memories: vectors by place, which rows of an evaluation read and write.
 
-use tch::{TchError, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
-use super::FLOAT;
+use super::on;
 use crate::decode::program::{NOWHERE, Taps};
 
 /// A memory of every slot, place after place; then a row of zeros, and a spare one.
@@ -47,7 +47,7 @@ impl Named {
         let index = match self.known.iter().position(|(known, _)| *known == lines) {
             Some(index) => index,
             None => {
-                self.known.push((lines, Tensor::f_from_slice(&self.find(store, lines))?));
+                self.known.push((lines, on(store.numbers.device(), &self.find(store, lines))?));
                 self.known.len() - 1
             }
         };
@@ -75,9 +75,9 @@ impl Named {
 impl Store {
     /// # Errors
     /// There is no memory for it.
-    pub(super) fn new(width: u32, places: u32, slots: u32) -> Result<Self, TchError> {
+    pub(super) fn new(width: u32, places: u32, slots: u32, device: Device) -> Result<Self, TchError> {
         let shape = [i64::from(slots) * i64::from(places) + 2, i64::from(width)];
-        Ok(Self { numbers: Tensor::f_zeros(shape, FLOAT)?, width, places, slots, views: Vec::new() })
+        Ok(Self { numbers: Tensor::f_zeros(shape, (Kind::Float, device))?, width, places, slots, views: Vec::new() })
     }
 
     pub(super) fn clear(&self, slot: u32) -> Result<(), TchError> {

@@ -20,6 +20,7 @@ mod rings;
 
 use std::fmt;
 
+use tch::kind::Element;
 use tch::{Device, Kind, TchError, Tensor};
 
 use self::memories::{Named, Store};
@@ -32,7 +33,6 @@ use super::{Decoder, Row, Rows, check_memory, state_bytes};
 use crate::model::{ModelError, Slot};
 use crate::spec::Precision;
 
-const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
 /// Steps are tried at multiples of this many slots. Below four rows, libtorch multiplies matrices by other code.
 const BUCKET: usize = 4;
 
@@ -47,8 +47,8 @@ struct Feed {
 }
 
 impl Feed {
-    fn new(rows: usize, inputs: &[i64], numbers: &[f32], reach: Reach) -> Result<Self, TchError> {
-        let [inputs, numbers] = [Tensor::f_from_slice(inputs)?, Tensor::f_from_slice(numbers)?];
+    fn new(rows: usize, inputs: &[i64], numbers: &[f32], reach: Reach, device: Device) -> Result<Self, TchError> {
+        let (inputs, numbers) = (on(device, inputs)?, on(device, numbers)?);
         Ok(Self { rows: rows as i64, inputs, numbers, reach })
     }
 }
@@ -65,6 +65,7 @@ pub struct Torch {
     /// For each program and operation, the registers that nothing reads after it.
     last_reads: Vec<Vec<Vec<Register>>>,
     precision: Precision,
+    device: Device,
     rings: Vec<Ring>,
     memories: Vec<Store>,
     slots: u32,
@@ -95,7 +96,8 @@ impl Torch {
     pub fn new(network: &Network, slots: u32) -> Result<Self, ModelError> {
         let _guard = tch::no_grad_guard();
         let programs = network.programs.iter().map(share).collect();
-        let mut decoder = Self::with_state(programs, &network.memories, &network.rings, network.precision, slots)?;
+        let mut decoder =
+            Self::with_state(programs, &network.memories, &network.rings, (network.precision, network.device), slots)?;
         decoder.smallest_buckets = (0..decoder.programs.len())
             .map(|program| decoder.find_smallest_bucket(program))
             .collect::<Result<_, _>>()?;
@@ -117,7 +119,7 @@ impl Torch {
     pub fn parallel(network: &Network, slots: u32) -> Result<Self, ModelError> {
         let _guard = tch::no_grad_guard();
         let programs = network.programs.iter().map(share).collect();
-        Self::with_state(programs, &network.memories, &network.rings, network.precision, slots)
+        Self::with_state(programs, &network.memories, &network.rings, (network.precision, network.device), slots)
     }
 
     /// The same as if the trial had found that the bits of attention depend on the slots that look.
@@ -131,19 +133,22 @@ impl Torch {
         programs: Vec<Program>,
         memories: &[(u32, u32)],
         rings: &[(Attention, u32)],
-        precision: Precision,
+        (precision, device): (Precision, Device),
         slots: u32,
     ) -> Result<Self, ModelError> {
-        check_memory(state_bytes(memories, rings, Precision::F32), slots)?;
+        // A GPU promises nothing that it does not have.
+        if device == Device::Cpu {
+            check_memory(state_bytes(memories, rings, Precision::F32), slots)?;
+        }
         let rows = (slots as usize).max(1).next_multiple_of(BUCKET);
         let rings = rings.iter().map(|&(attention, places)| {
             let zeros = |width: u32| {
                 let shape = [rows as i64, i64::from(attention.heads), i64::from(places) + 1, i64::from(width)];
-                Tensor::f_zeros(shape, FLOAT)
+                Tensor::f_zeros(shape, (Kind::Float, device))
             };
             Ok(Ring { keys: zeros(attention.head_key)?, values: zeros(attention.head_value)?, places, attention })
         });
-        let memories = memories.iter().map(|&(width, places)| Store::new(width, places, slots));
+        let memories = memories.iter().map(|&(width, places)| Store::new(width, places, slots, device));
         let product = |op: &Op| match op {
             Op::Linear { linear, .. } => Product::new(linear).map(Some),
             _ => Ok(None),
@@ -158,6 +163,7 @@ impl Torch {
             products: products.collect::<Result<_, TchError>>()?,
             programs,
             precision,
+            device,
             slots,
             rows,
             parallel: true,
@@ -207,11 +213,11 @@ impl Torch {
             looking: looking as i64,
             ranks: 1,
             write: Write::Each(vec![spare; bucket]),
-            mask: Tensor::f_zeros([looking as i64, 1, spare + 1], FLOAT)?,
+            mask: Tensor::f_zeros([looking as i64, 1, spare + 1], (Kind::Float, self.device))?,
         };
         // The first row of the table, for every image.
         let numbers = vec![0.5; bucket * needs.numbers as usize];
-        let feed = Feed::new(bucket, &vec![0; bucket], &numbers, Reach::Rings(window))?;
+        let feed = Feed::new(bucket, &vec![0; bucket], &numbers, Reach::Rings(window), self.device)?;
         let mut out = vec![0f32; bucket * needs.width];
         if let Some(result) = self.evaluate(program, feed)? {
             result.f_copy_data(&mut out, bucket * needs.width)?;
@@ -225,7 +231,10 @@ impl Torch {
         for tensor in self.rings.iter_mut().flat_map(|ring| [&mut ring.keys, &mut ring.values]) {
             let one = tensor.f_narrow(0, 0, 1)?;
             let length = i64::try_from(one.numel()).unwrap_or(i64::MAX);
-            let pattern = Tensor::f_arange(length, FLOAT)?.f_mul_scalar(0.7)?.f_cos()?.f_view(one.size().as_slice())?;
+            let pattern = Tensor::f_arange(length, (Kind::Float, self.device))?
+                .f_mul_scalar(0.7)?
+                .f_cos()?
+                .f_view(one.size().as_slice())?;
             tensor.f_copy_(&pattern.f_expand_as(&*tensor)?)?;
         }
         Ok(())
@@ -271,12 +280,12 @@ impl Torch {
             looking: looking as i64,
             ranks: 1,
             write: Write::Each(places),
-            mask: Tensor::f_from_slice(&mask)?.f_view([looking as i64, 1, ring as i64])?,
+            mask: on(self.device, &mask)?.f_view([looking as i64, 1, ring as i64])?,
         };
-        let feed = Feed::new(bucket, &inputs, &numbers, Reach::Rings(window))?;
+        let feed = Feed::new(bucket, &inputs, &numbers, Reach::Rings(window), self.device)?;
         let Some(result) = self.evaluate(program, feed)? else { return Ok(()) };
         let wanted: Vec<i64> = rows.iter().map(|row| i64::from(row.slot)).collect();
-        Ok(result.f_index_select(0, &Tensor::f_from_slice(&wanted)?)?.f_copy_data(out, out.len())?)
+        Ok(result.f_index_select(0, &on(self.device, &wanted)?)?.f_copy_data(out, out.len())?)
     }
 
     /// Consecutive ranks of each of some consecutive slots.
@@ -303,12 +312,12 @@ impl Torch {
             images: images as i64,
             looking: images as i64,
             ranks: ranks as i64,
-            write: Write::Span(Tensor::f_from_slice(&places)?),
-            mask: Tensor::f_from_slice(&mask)?.f_view([1, ranks as i64, ring as i64])?,
+            write: Write::Span(on(self.device, &places)?),
+            mask: on(self.device, &mask)?.f_view([1, ranks as i64, ring as i64])?,
         };
         let inputs: Vec<_> = rows.iter().flat_map(|row| row.inputs).map(|&input| i64::from(input)).collect();
         let numbers: Vec<_> = rows.iter().flat_map(|row| row.numbers).copied().collect();
-        let feed = Feed::new(rows.len(), &inputs, &numbers, Reach::Rings(window))?;
+        let feed = Feed::new(rows.len(), &inputs, &numbers, Reach::Rings(window), self.device)?;
         let Some(result) = self.evaluate(program, feed)? else { return Ok(()) };
         Ok(result.f_copy_data(out, out.len())?)
     }
@@ -330,7 +339,7 @@ impl Torch {
         numbers.resize(count * first.numbers.len(), 0.0);
         places.resize(count * first.places.len(), NOWHERE);
         slots.resize(count, 0);
-        let feed = Feed::new(count, &inputs, &numbers, Reach::Memories(Named::new(slots, places)))?;
+        let feed = Feed::new(count, &inputs, &numbers, Reach::Memories(Named::new(slots, places)), self.device)?;
         let Some(result) = self.evaluate(program, feed)? else { return Ok(()) };
         Ok(result.f_narrow(0, 0, rows.len() as i64)?.f_copy_data(out, out.len())?)
     }
@@ -426,6 +435,11 @@ impl Torch {
     }
 }
 
+/// `numbers` on `device`.
+fn on<T: Element>(device: Device, numbers: &[T]) -> Result<Tensor, TchError> {
+    Tensor::f_from_slice(numbers)?.f_to_device(device)
+}
+
 fn find(memories: &mut [Store], memory: Memory) -> Result<&mut Store, TchError> {
     memories.get_mut(memory.0).ok_or_else(|| TchError::Shape("there is no such memory".to_owned()))
 }
@@ -513,7 +527,7 @@ impl Decoder for Torch {
         let memories: Vec<_> = self.memories.iter().map(|store| (store.width, store.places)).collect();
         let rings: Vec<_> = self.rings.iter().map(|ring| (ring.attention, ring.places)).collect();
         let programs = self.programs.iter().map(share).collect();
-        let another = Self::with_state(programs, &memories, &rings, self.precision, slots)?;
+        let another = Self::with_state(programs, &memories, &rings, (self.precision, self.device), slots)?;
         let share = |products: &Vec<Option<Product>>| products.iter().map(|p| p.as_ref().map(Product::share)).collect();
         let products = self.products.iter().map(share).collect();
         let smallest_buckets = self.smallest_buckets.clone();

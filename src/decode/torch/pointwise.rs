@@ -7,19 +7,18 @@
 
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
-use tch::{TchError, Tensor};
+use tch::{Kind, TchError, Tensor};
 
-use super::FLOAT;
 use crate::decode::op::{Activation, Passing};
 
 /// activation(from), [rows, width] or twice as wide.
 pub(super) fn activate(from: &Tensor, activation: Activation) -> Result<Tensor, TchError> {
-    let (rows, width) = from.size2()?;
-    let apart = || Tensor::f_empty([rows, width + 1], FLOAT)?.f_narrow(1, 0, width);
+    let ((rows, width), float) = (from.size2()?, (Kind::Float, from.device()));
+    let apart = || Tensor::f_empty([rows, width + 1], float)?.f_narrow(1, 0, width);
     match activation {
         Activation::Relu => from.f_relu(),
         Activation::ConcatElu => {
-            let both = Tensor::f_empty([rows, 2 * width], FLOAT)?;
+            let both = Tensor::f_empty([rows, 2 * width], float)?;
             let [plus, minus] = [both.f_narrow(1, 0, width)?, both.f_narrow(1, width, width)?];
             let _ = from.f_elu_out(&plus)?;
             let _ = from.f_neg_out(&minus)?.f_elu_()?;
@@ -56,7 +55,7 @@ pub(super) fn cell(gates: &Tensor, carried: &Tensor) -> Result<Tensor, TchError>
     let open = gates.f_narrow(1, 0, 3 * width)?.f_sigmoid()?;
     let part = |index: i64| open.f_narrow(1, index * width, width);
     let [o, f, i] = [part(0)?, part(1)?, part(2)?];
-    let both = Tensor::f_empty([rows, 2 * width], FLOAT)?;
+    let both = Tensor::f_empty([rows, 2 * width], (Kind::Float, carried.device()))?;
     let [mut c, h] = [both.f_narrow(1, 0, width)?, both.f_narrow(1, width, width)?];
     let new = gates.f_narrow(1, 3 * width, width)?.f_tanh()?.f_mul_(&i)?;
     let _ = f.f_mul_out(&c, carried)?;
@@ -67,13 +66,19 @@ pub(super) fn cell(gates: &Tensor, carried: &Tensor) -> Result<Tensor, TchError>
 
 #[cfg(test)]
 mod tests {
+    use tch::Device;
+
     use super::*;
 
     #[test]
     fn a_row_has_the_same_bits_however_many_there_are() {
         for width in [1, 2, 3, 5, 8, 16, 31, 43, 100] {
             let numbers = |rows: i64, width: i64| {
-                Tensor::arange(rows * width, FLOAT).g_mul_scalar(0.7).cos().g_mul_scalar(3.0).view([rows, width])
+                Tensor::arange(rows * width, (Kind::Float, Device::Cpu))
+                    .g_mul_scalar(0.7)
+                    .cos()
+                    .g_mul_scalar(3.0)
+                    .view([rows, width])
             };
             let (gates, carried) = (numbers(36, 4 * width), numbers(36, width));
             let all = |gates: &Tensor, carried: &Tensor| -> Vec<Tensor> {

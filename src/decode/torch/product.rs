@@ -1,8 +1,8 @@
 //! Linear maps whose bits do not depend on the other rows.
 
-use tch::{TchError, Tensor};
+use tch::{Kind, TchError, Tensor};
 
-use super::{BUCKET, FLOAT};
+use super::BUCKET;
 use crate::decode::op::Linear;
 
 /// Rows that are multiplied together at most where that is promised.
@@ -75,11 +75,11 @@ impl Product {
     pub(super) fn settle(&mut self) -> Result<usize, TchError> {
         const TRIALS: i64 = 4;
         self.means = Means::Pieces;
-        let (inputs, _) = self.weight.size2()?;
+        let ((inputs, _), float) = (self.weight.size2()?, (Kind::Float, self.weight.device()));
         // For each number of rows, in units of BUCKET.
         let mut agrees = [true; PIECE / BUCKET];
         for trial in 0..TRIALS {
-            let row = Tensor::f_arange(inputs, FLOAT)?.f_add_scalar(trial * inputs)?.f_mul_scalar(0.7)?.f_cos()?;
+            let row = Tensor::f_arange(inputs, float)?.f_add_scalar(trial * inputs)?.f_mul_scalar(0.7)?.f_cos()?;
             let rows = row.f_unsqueeze(0)?.f_repeat([PIECE as i64, 1])?;
             let reference = self.multiply(&rows)?.f_narrow(0, 0, 1)?;
             for (agrees, count) in agrees.iter_mut().zip((BUCKET..).step_by(BUCKET)).filter(|(agrees, _)| **agrees) {
@@ -99,11 +99,15 @@ impl Product {
 
 #[cfg(test)]
 mod tests {
+    use tch::Device;
+
     use super::*;
 
     #[test]
     fn a_row_has_the_same_bits_whatever_rows_it_is_multiplied_with() {
-        let numbers = |shape: [i64; 2]| Tensor::arange(shape[0] * shape[1], FLOAT).g_mul_scalar(0.7).cos().view(shape);
+        let numbers = |shape: [i64; 2]| {
+            Tensor::arange(shape[0] * shape[1], (Kind::Float, Device::Cpu)).g_mul_scalar(0.7).cos().view(shape)
+        };
         for (outputs, inputs) in [(1, 3), (1, 218), (4, 100), (3, 7), (43, 555), (172, 147), (320, 1280)] {
             for bias in [None, Some(numbers([1, outputs]).view(-1))] {
                 let weight = numbers([inputs, outputs]).tr();

@@ -2,6 +2,7 @@
 
 use tch::{Kind, TchError, Tensor};
 
+use super::on;
 use crate::decode::Row;
 use crate::decode::op::{Attention, Sight};
 use crate::spec::Precision;
@@ -112,8 +113,8 @@ pub(super) fn write(rows: &Tensor, state: &Tensor, window: &Window) -> Result<()
             let rows_of =
                 |(image, &place): (i64, &i64)| (0..heads).map(move |head| (image * heads + head) * ring + place);
             let at: Vec<i64> = (0..).zip(places).flat_map(rows_of).collect();
-            let rows = rows.f_reshape([window.images * heads, width])?;
-            let _ = to.f_view([-1, width])?.f_index_copy_(0, &Tensor::f_from_slice(&at)?, &rows)?;
+            let (rows, at) = (rows.f_reshape([window.images * heads, width])?, on(state.device(), &at)?);
+            let _ = to.f_view([-1, width])?.f_index_copy_(0, &at, &rows)?;
         }
         Write::Span(places) => _ = to.shallow_clone().f_index_copy_(2, places, rows)?,
     }

@@ -23,7 +23,7 @@ use crate::model::manifest::Manifest;
 use crate::model::{
     Condition, Family, ModelError, ParamRows, PixelModel, Placement, ScoreRow, Slot, StepRow, TensorSpec, WeightsFile,
 };
-use crate::spec::{Execution, ModelSpec, Precision};
+use crate::spec::{Execution, ModelSpec};
 use crate::torch::weights::Weights;
 
 /// The family.
@@ -174,8 +174,8 @@ impl Config {
 }
 
 /// The network as a program: one row is one rank of one image.
-fn network(weights: &mut Weights, config: &Config, precision: Precision) -> Result<(Network, ProgramId), TchError> {
-    let mut network = Network::new(precision);
+fn network(weights: &mut Weights, config: &Config, placement: Placement) -> Result<(Network, ProgramId), TchError> {
+    let mut network = Network::new(placement.precision, placement.device);
     let head_width = config.model_width / config.heads;
     let attention = Attention { heads: config.heads, head_key: head_width, head_value: head_width };
     let rings: Vec<Ring> = (0..config.layers).map(|_| network.ring(attention, config.shape.values())).collect();
@@ -292,13 +292,14 @@ impl ImageGpt {
         placement: Placement,
     ) -> Result<Self, ModelError> {
         let _guard = tch::no_grad_guard();
-        let (network, step) = network(weights, &config, placement.precision)?;
+        let (network, step) = network(weights, &config, placement)?;
         let decoder = decode::decoder(&network, placement.backend, placement.slots)?;
         spec.bytes_per_slot = network.state_bytes();
         spec.execution = Execution {
             carries_state: false,
             recomputes: false,
             backend: placement.backend,
+            device: placement.device,
             precision: placement.precision,
             absorbs_exactly: decoder.rows_are_invariant(),
             cost: network.cost(step, f64::from(config.shape.values() + 1) / 2.0),

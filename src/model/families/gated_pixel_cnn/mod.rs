@@ -17,7 +17,6 @@ use crate::decode::{Linear, Memory, Network, Part, Passing, Register};
 use crate::error::Violations;
 use crate::model::manifest::Manifest;
 use crate::model::{Family, PixelModel, Placement, WeightsFile};
-use crate::spec::Precision;
 use crate::torch::weights::Weights;
 
 /// The family.
@@ -35,13 +34,13 @@ fn build(
 ) -> Result<Box<dyn PixelModel>, Violations> {
     let config = Config::read(manifest)?;
     raster::build(FAMILY.name, manifest, file, placement, &config.tensors(), |weights| {
-        network(&config, weights, placement.precision)
+        network(&config, weights, placement)
     })
 }
 
-fn network(config: &Config, weights: &Weights, precision: Precision) -> Result<(Network, Schedule), TchError> {
+fn network(config: &Config, weights: &Weights, placement: Placement) -> Result<(Network, Schedule), TchError> {
     let channels = config.shape.channels();
-    let (mut network, mut shelf) = (Network::new(precision), Shelf::new(config.low));
+    let (mut network, mut shelf) = (Network::new(placement.precision, placement.device), Shelf::new(config.low));
     let mut phase = |stage, build: fn(Masked<'_>, &Config) -> Result<Phase, TchError>| {
         build(Masked::new(&mut network, weights, &mut shelf, stage, channels), config)
     };

@@ -63,13 +63,14 @@ impl ImageTransformer {
         placement: Placement,
     ) -> Result<Self, ModelError> {
         let _guard = tch::no_grad_guard();
-        let (network, programs) = network::network(weights, &config, placement.precision)?;
+        let (network, programs) = network::network(weights, &config, placement)?;
         let decoder = decode::decoder(&network, placement.backend, placement.slots)?;
         spec.bytes_per_slot = network.state_bytes();
         spec.execution = Execution {
             carries_state: false,
             recomputes: false,
             backend: placement.backend,
+            device: placement.device,
             precision: placement.precision,
             absorbs_exactly: decoder.rows_are_invariant(),
             cost: network.cost(programs.step, config.grid.mean_seen()),

@@ -6,7 +6,7 @@ use super::config::{Config, Encoder, Input, Norm, Positions};
 use crate::decode::{Activation, Attention, Builder, Linear, Network, Normalisation, ProgramId, Register, Ring, Sight};
 use crate::head::Head;
 use crate::image::Rank;
-use crate::spec::Precision;
+use crate::model::Placement;
 use crate::torch::weights::Weights;
 
 const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
@@ -32,9 +32,9 @@ pub(super) struct Programs {
 pub(super) fn network(
     weights: &mut Weights,
     config: &Config,
-    precision: Precision,
+    placement: Placement,
 ) -> Result<(Network, Programs), TchError> {
-    let mut network = Network::new(precision);
+    let mut network = Network::new(placement.precision, placement.device);
     let attention = Attention { heads: config.heads, head_key: config.head_key(), head_value: config.head_value() };
     let mut rings =
         |places: u32| -> Vec<Ring> { (0..config.layers).map(|_| network.ring(attention, places)).collect() };

@@ -25,7 +25,7 @@ fn build(
 ) -> Result<Box<dyn PixelModel>, Violations> {
     let config = Config::read(manifest)?;
     raster::build(FAMILY.name, manifest, file, placement, &config.tensors(), |weights| {
-        network::network(&config, weights, placement.precision, network::KEPT)
+        network::network(&config, weights, placement, network::KEPT)
     })
 }
 

@@ -15,7 +15,7 @@ use super::super::raster::masked::{self, Masked, Shelf};
 use super::super::raster::{Phase, Schedule};
 use super::config::{Config, Stage, Way};
 use crate::decode::{Activation, Linear, Network, Part, Passing, Register};
-use crate::spec::Precision;
+use crate::model::Placement;
 use crate::torch::weights::Weights;
 
 /// Rows of a map that are kept: convolutions read the row of their node and the one above.
@@ -54,11 +54,11 @@ impl Stream {
 pub(super) fn network(
     config: &Config,
     weights: &Weights,
-    precision: Precision,
+    placement: Placement,
     kept: u32,
 ) -> Result<(Network, Schedule), TchError> {
     let _guard = tch::no_grad_guard();
-    let (mut network, mut shelf) = (Network::new(precision), Shelf::default());
+    let (mut network, mut shelf) = (Network::new(placement.precision, placement.device), Shelf::default());
     let stages = config.stages();
     let mut phases = |stream| -> Result<Vec<Phase>, TchError> {
         let legs = stages.chunk_by(|before, after| before.scale == after.scale);

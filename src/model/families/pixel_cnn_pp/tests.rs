@@ -11,7 +11,7 @@ use crate::image::{Blocks, Canvas, Order, Shape};
 use crate::model::families::raster::{Opening, Phase, Schedule};
 use crate::model::{Condition, ParamRows, ScoreRow, Slot, StepRow, TensorSpec, WeightsFormat};
 use crate::noise;
-use crate::spec::{Backend, Precision};
+use crate::spec::Backend;
 use crate::torch::weights::Weights;
 
 const BACKENDS: [Backend; 2] = [Backend::Native, Backend::Torch];
@@ -91,7 +91,7 @@ fn no_node_is_read_before_it_is_due_or_after_its_row_is_dropped() {
         for backend in BACKENDS {
             let placement = Placement { backend, ..Placement::new(1, 1) };
             let model = |kept: u32, poisoned: bool| {
-                let (mut network, mut schedule) = network(&config, &weights, Precision::F32, kept).unwrap();
+                let (mut network, mut schedule) = network(&config, &weights, Placement::new(1, 1), kept).unwrap();
                 if poisoned {
                     poison(&mut network, &mut schedule);
                 }
@@ -120,7 +120,7 @@ fn a_step_costs_what_its_convolutions_cost_where_they_are_due() {
     };
     let manifest = manifest([32, 32, 3], "stream_width = 16\nblocks = 5");
     let config = Config::read(&manifest).unwrap();
-    let (network, schedule) = network(&config, &weights(&config), Precision::F32, KEPT).unwrap();
+    let (network, schedule) = network(&config, &weights(&config), Placement::new(1, 1), KEPT).unwrap();
     let cost = |phases: &[Phase]| -> f64 {
         let cost = |phase: &Phase| network.cost(phase.program, 0.0).products / f64::from(phase.scale.pow(2));
         phases.iter().map(cost).sum()
@@ -147,7 +147,7 @@ fn a_foreign_layout_is_permuted_when_weights_are_loaded() {
     let parameters = |layout: Layout| {
         let manifest = Manifest { layout, ..manifest([4, 4, 3], "stream_width = 3\nblocks = 1") };
         let config = Config::read(&manifest).unwrap();
-        let (network, schedule) = network(&config, &weights(&config), Precision::F32, KEPT).unwrap();
+        let (network, schedule) = network(&config, &weights(&config), Placement::new(1, 1), KEPT).unwrap();
         let placement = Placement::new(1, 1);
         let spec = manifest.spec(FAMILY.name, placement, 0);
         let [stepped, _] = parameters(&mut Raster::new(spec, &network, schedule, placement).unwrap());

@@ -18,7 +18,6 @@ use crate::decode::{Network, Register};
 use crate::error::Violations;
 use crate::model::manifest::Manifest;
 use crate::model::{Family, PixelModel, Placement, WeightsFile};
-use crate::spec::Precision;
 use crate::torch::weights::Weights;
 
 /// PixelCNN (section 3.5).
@@ -64,14 +63,12 @@ fn build(
     family: &'static str,
 ) -> Result<Box<dyn PixelModel>, Violations> {
     let config = Config::read(manifest, cell)?;
-    raster::build(family, manifest, file, placement, &config.tensors(), |weights| {
-        network(&config, weights, placement.precision)
-    })
+    raster::build(family, manifest, file, placement, &config.tensors(), |weights| network(&config, weights, placement))
 }
 
-fn network(config: &Config, weights: &Weights, precision: Precision) -> Result<(Network, Schedule), TchError> {
+fn network(config: &Config, weights: &Weights, placement: Placement) -> Result<(Network, Schedule), TchError> {
     let channels = config.shape.channels();
-    let (mut network, mut shelf) = (Network::new(precision), Shelf::new(config.low));
+    let (mut network, mut shelf) = (Network::new(placement.precision, placement.device), Shelf::new(config.low));
     let (steps, whole) = masked::pixel(channels, |stage| {
         phase(Masked::new(&mut network, weights, &mut shelf, stage, channels), config)
     })?;

@@ -162,6 +162,7 @@ impl Raster {
             carries_state: network.has_cells(),
             recomputes: false,
             backend: placement.backend,
+            device: placement.device,
             precision: placement.precision,
             absorbs_exactly: decoder.rows_are_invariant(),
             cost: schedule.cost(network, spec.shape.width()),

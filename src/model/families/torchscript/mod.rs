@@ -32,7 +32,7 @@ use crate::model::{
     Condition, Family, ModelError, ParamRows, PixelModel, Placement, ScoreRow, Slot, StepRow, WeightsFile,
 };
 use crate::spec::{Backend, Execution, ModelSpec, Precision};
-use crate::torch::weights;
+use crate::torch::{self, weights};
 pub use config::entries;
 pub use probe::{Found, Hints, probe};
 
@@ -73,9 +73,10 @@ impl TorchScript {
             return Err(Violations::one("weights", "is required by family \"torchscript\""));
         };
         let _guard = tch::no_grad_guard();
-        let module = weights::module(file)?;
+        let device = torch::place(placement.device);
+        let module = weights::module(file, device)?;
         let refused = |error: ModelError| Violations::one("architecture", error.to_string());
-        let module = Module::new(Arc::new(module), config);
+        let module = Module::new(Arc::new(module), config, device);
         // More images go one batch after another.
         let largest = placement.slots.max(placement.score_images).min(module.config.most_images());
         let buckets = check::check(&module, largest)?;
@@ -87,6 +88,7 @@ impl TorchScript {
         let mut spec = manifest.spec(FAMILY.name, placement, state.iter().map(module::bytes).sum());
         spec.execution = Execution {
             backend: Backend::Torch,
+            device: placement.device,
             precision: Precision::F32,
             // Without state nothing is left that could differ, but the last bits where fewer rows are another shape.
             absorbs_exactly: !module.config.incremental && !module.config.prefix,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tch::{CModule, IValue, Kind, TchError, Tensor};
+use tch::{CModule, Device, IValue, Kind, TchError, Tensor};
 
 use super::config::{Argument, Config};
 use super::pattern::{Axis, Lengths};
@@ -18,12 +18,14 @@ const SHOWN_OF_A_KEY: usize = 40;
 pub(super) struct Module {
     module: Arc<CModule>,
     pub(super) config: Config,
+    /// Where it is, and what it is given; what it gives is brought back, but for its state.
+    device: Device,
     /// For each place of a row that the head reads, the place that the number has in the module's rows.
     places: Option<Vec<i64>>,
 }
 
 impl Module {
-    pub(super) fn new(module: Arc<CModule>, config: Config) -> Self {
+    pub(super) fn new(module: Arc<CModule>, config: Config, device: Device) -> Self {
         let width = config.head.width(config.shape);
         let places = match config.head {
             Head::LogisticMixture { components } if config.layout != Layout::Saha => {
@@ -32,7 +34,7 @@ impl Module {
             }
             _ => None,
         };
-        Self { module, config, places }
+        Self { module, config, device, places }
     }
 
     /// Whether it has the method `name`.
@@ -106,7 +108,7 @@ impl Module {
         let lengths = lengths(images, rows, shape, 1);
         let tensor = Tensor::f_from_slice(&numbers)?.f_view(lengths)?;
         let tensor = if self.config.integers { tensor.f_to_kind(Kind::Int64)? } else { tensor };
-        self.config.input.arrange(&tensor, &lengths)?.f_contiguous()
+        self.config.input.arrange(&tensor, &lengths)?.f_contiguous()?.f_to_device(self.device)
     }
 
     /// What a module takes beside the image.
@@ -115,7 +117,7 @@ impl Module {
         match argument {
             Argument::Class => {
                 let label = |condition: &&Condition| condition.class.map_or(null, i64::from);
-                Tensor::f_from_slice(&conditions.iter().map(label).collect::<Vec<_>>())
+                Tensor::f_from_slice(&conditions.iter().map(label).collect::<Vec<_>>())?.f_to_device(self.device)
             }
             Argument::ClassOneHot => {
                 let classes = self.config.condition.classes as usize;
@@ -125,7 +127,8 @@ impl Module {
                         *one = 1.0;
                     }
                 }
-                Tensor::f_from_slice(&rows)?.f_view([conditions.len() as i64, classes as i64])
+                let lengths = [conditions.len() as i64, classes as i64];
+                Tensor::f_from_slice(&rows)?.f_view(lengths)?.f_to_device(self.device)
             }
             Argument::Low | Argument::Image => {
                 let shape = self.config.condition.low.unwrap_or(self.config.shape);
@@ -151,8 +154,8 @@ impl Module {
             let [.., channels, parameters] = &mut lengths;
             (*channels, *parameters) = (1, head.width(*shape) as i64);
         }
-        let spread =
-            pattern.spread(&output.f_to_kind(Kind::Float)?, &lengths).map_err(|error| failed("output", &error))?;
+        let output = output.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?;
+        let spread = pattern.spread(&output, &lengths).map_err(|error| failed("output", &error))?;
         let spread = if single { Tensor::f_cat(&[spread.f_zeros_like()?, spread], 4)? } else { spread };
         Ok(match &self.places {
             Some(places) => spread.f_index_select(4, &Tensor::f_from_slice(places)?)?,
@@ -183,8 +186,8 @@ impl Module {
             .collect::<Result<_, TchError>>()?;
         let arguments = [
             IValue::TensorList(joined),
-            IValue::Tensor(Tensor::f_from_slice(previous)?.f_view([images, -1])?),
-            IValue::Tensor(Tensor::f_from_slice(steps)?),
+            IValue::Tensor(Tensor::f_from_slice(previous)?.f_view([images, -1])?.f_to_device(self.device)?),
+            IValue::Tensor(Tensor::f_from_slice(steps)?.f_to_device(self.device)?),
         ];
         let given = self.module.method_is("step", &arguments).map_err(|error| failed("step", &error))?;
         let (IValue::Tuple(given) | IValue::GenericList(given)) = given else {
@@ -198,7 +201,7 @@ impl Module {
         if rows.size() != [images, width] {
             return Err(ModelError::Step(format!("step must give [{images}, {width}], got {:?}", rows.size())));
         }
-        let rows = rows.f_to_kind(Kind::Float)?;
+        let rows = rows.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?;
         let rows = match &self.places {
             Some(places) => rows.f_index_select(1, &Tensor::f_from_slice(places)?)?,
             None => rows,

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::sync::Arc;
 
-use tch::CModule;
+use tch::{CModule, Device};
 use toml::{Table, Value};
 
 use super::check::{self, Buckets, Numbers};
@@ -77,7 +77,7 @@ pub struct Found {
 /// Why it cannot be served, or what must be said of it.
 pub fn probe(file: WeightsFile<'_>, hints: &Hints) -> Result<Found, String> {
     let _guard = tch::no_grad_guard();
-    let module = Arc::new(weights::module(file).map_err(|violations| violations.to_string())?);
+    let module = Arc::new(weights::module(file, Device::Cpu).map_err(|violations| violations.to_string())?);
     let probe = Probe {
         module,
         hints,
@@ -279,7 +279,7 @@ impl Probe<'_> {
         let text = reading.manifest(self.hints, "");
         let manifest = Manifest::parse(text.as_bytes()).map_err(|violations| violations.to_string())?;
         let config = Config::read(&manifest).map_err(|violations| violations.to_string())?;
-        Ok(Module::new(Arc::clone(&self.module), config))
+        Ok(Module::new(Arc::clone(&self.module), config, Device::Cpu))
     }
 
     /// Which of [`METHODS`] the module has.

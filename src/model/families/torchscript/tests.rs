@@ -138,8 +138,8 @@ fn manifest(shape: Shape, condition: &str, architecture: &str) -> Manifest {
 }
 
 fn module(archive: Vec<u8>, manifest: &Manifest) -> Module {
-    let module = crate::torch::weights::module(file(&mut Cursor::new(archive))).unwrap();
-    Module::new(module.into(), Config::read(manifest).unwrap())
+    let module = crate::torch::weights::module(file(&mut Cursor::new(archive)), Device::Cpu).unwrap();
+    Module::new(module.into(), Config::read(manifest).unwrap(), Device::Cpu)
 }
 
 /// 1 where an image of planes in -1..=1, of 256 levels, holds `level`, otherwise 0: [b, values].
