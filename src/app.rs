@@ -242,6 +242,9 @@ impl App {
         };
         if timeout(server.drain_timeout, gently).await.is_err() {
             tracing::warn!("requests were cut: they were still running at the end of the drain");
+            // Who reads on hears that it was the server's end, and which.
+            self.fleet.stopping().cancel();
+            _ = timeout(LINGER, connections.finish()).await;
         }
         drop(connections);
         self.fleet.stop(STOP_TIMEOUT).await;

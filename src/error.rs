@@ -209,8 +209,9 @@ pub enum Error {
         /// Bytes in all.
         limit: usize,
     },
-    /// The client began to send a request and does not go on, or only a little at a time.
-    #[error("the rest of the request did not come")]
+    /// The client began to send a request and does not go on, or only a little at a time; or its stream paused while others
+    /// wanted the memory that it held.
+    #[error("the rest of the request did not come in time")]
     RequestStalled,
     /// The request's deadline or queue timeout passed.
     #[error("deadline exceeded {}", match stage { DeadlineStage::Queue => "while waiting for a slot", DeadlineStage::MidStream => "mid-stream" })]

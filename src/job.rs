@@ -19,6 +19,17 @@ pub enum Class {
     Batch,
 }
 
+impl Class {
+    /// Its name in metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Class::Interactive => "interactive",
+            Class::Batch => "batch",
+        }
+    }
+}
+
 /// What a seed promises.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Reproducibility {

@@ -65,15 +65,19 @@ pub const GRPC_SECONDS: Metric = seconds(
 pub const RPC_SECONDS: Metric = seconds(
     "rpc_server_call_duration_seconds",
     1e-4,
-    &["rpc_system_name", "rpc_method", "rpc_response_status_code"],
-    "The same as pixeld_request_seconds, under the name that OpenTelemetry has for it",
+    &["rpc_system_name", "rpc_method", "rpc_response_status_code", "error_type"],
+    "The same as pixeld_request_seconds, under the name that OpenTelemetry has for it; error_type is the status if it is one",
 );
 /// Their length.
 pub const REQUEST_SECONDS: Metric =
     seconds("pixeld_request_seconds", 1e-4, &["method"], "From the first header of a call to the end of its answer");
 /// Waiting for a slot.
-pub const QUEUE_SECONDS: Metric =
-    seconds("pixeld_queue_seconds", 1e-5, &["model"], "From the submission of a finished request to its first slot");
+pub const QUEUE_SECONDS: Metric = seconds(
+    "pixeld_queue_seconds",
+    1e-5,
+    &["model", "class"],
+    "From the submission of a finished request to its first slot",
+);
 /// Waiting for the first value.
 pub const FIRST_VALUE_SECONDS: Metric = seconds(
     "pixeld_time_to_first_value_seconds",
@@ -106,10 +110,17 @@ pub const FINISHED: Metric =
     counter("pixeld_images_finished_total", &["model", "work"], "Images completed, by work: sample or score");
 /// Slots.
 pub const SLOTS: Metric = gauge("pixeld_slots", &["model"], "Images that can be in the making at once");
+/// Slots in use.
+pub const SLOTS_USED: Metric =
+    gauge("pixeld_slots_used_ratio", &["model"], "Images in the making over those that there can be");
 /// Images in slots.
 pub const RUNNING: Metric = gauge("pixeld_images_running", &["model"], "Images in the making");
 /// Images that wait.
-pub const QUEUED: Metric = gauge("pixeld_images_queued", &["model"], "Images waiting for a slot");
+pub const QUEUED: Metric = gauge(
+    "pixeld_images_queued",
+    &["model", "class"],
+    "Images waiting for a slot, by the class of their request: interactive or batch",
+);
 /// Images being scored.
 pub const SCORING: Metric = gauge("pixeld_images_scoring", &["model"], "Images waiting to be scored, or being scored");
 /// Images taken in.
@@ -149,6 +160,7 @@ pub const ALL: &[Metric] = &[
     SCORED,
     FINISHED,
     SLOTS,
+    SLOTS_USED,
     RUNNING,
     QUEUED,
     SCORING,

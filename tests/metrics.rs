@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests count as product code to clippy")]
 
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -173,4 +173,30 @@ fn the_configuration_of_each_manifest_is_one_that_the_daemon_takes() {
         read += 1;
     }
     assert!(read >= 3);
+}
+
+#[test]
+fn readers_of_metrics_who_say_nothing_are_closed_and_few_are_let_in() {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pixeld"));
+    command.args(["serve", "--listen", "127.0.0.1:0", "--set"]).arg(format!("metrics.listen=127.0.0.1:{port}"));
+    let mut daemon = Daemon(command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap());
+    let mut lines = BufReader::new(daemon.0.stdout.take().unwrap()).lines().map(Result::unwrap);
+    lines.find(|line| line == "ready").unwrap();
+    let connect = || {
+        let socket = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        socket
+    };
+    let mut silent: Vec<_> = (0..16).map(|_| connect()).collect();
+    silent[0].write_all(b"GET /met").unwrap();
+    let closed = |socket: &mut TcpStream| match socket.read(&mut [0]) {
+        Ok(count) => count == 0,
+        Err(error) => error.kind() == ErrorKind::ConnectionReset,
+    };
+    assert!(closed(&mut connect()), "one too many is closed at once");
+    for socket in &mut silent {
+        assert!(closed(socket), "it is not waited for without end");
+    }
+    assert!(get(port).contains("pixeld_build_info"), "there is room again");
 }

@@ -14,6 +14,8 @@ pub struct Load {
     pub running: u32,
     /// Images waiting for a slot.
     pub queued: u32,
+    /// Those of them that are of batch requests.
+    pub queued_batch: u32,
     /// Images waiting to be scored, or being scored.
     pub scoring: u32,
     /// From one step to the next lately, in the mean over the shards; zero before the first.
@@ -36,6 +38,7 @@ pub(super) struct Gauges {
     epoch: Instant,
     running: AtomicU32,
     queued: AtomicU32,
+    queued_batch: AtomicU32,
     scoring: AtomicU32,
     step_ns: Pace,
     scored_value_ns: Pace,
@@ -51,6 +54,7 @@ impl Gauges {
             epoch,
             running: count(),
             queued: count(),
+            queued_batch: count(),
             scoring: count(),
             step_ns: Pace::default(),
             scored_value_ns: Pace::default(),
@@ -61,6 +65,7 @@ impl Gauges {
     pub(super) fn count(&self, snapshot: Snapshot) {
         self.running.store(snapshot.running, Relaxed);
         self.queued.store(snapshot.queued, Relaxed);
+        self.queued_batch.store(snapshot.queued_batch, Relaxed);
         self.scoring.store(snapshot.scoring, Relaxed);
     }
 
@@ -120,6 +125,7 @@ impl Gauges {
             slots: self.slots,
             running: self.running.load(Relaxed),
             queued: self.queued.load(Relaxed),
+            queued_batch: self.queued_batch.load(Relaxed),
             scoring: self.scoring.load(Relaxed),
             step: self.step(),
             since_progress: (progress_ns > 0).then(since),

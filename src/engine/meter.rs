@@ -7,6 +7,7 @@ use metrics::{Counter, Histogram};
 
 use super::Handle;
 use super::catalogue::{Catalogue, State};
+use crate::job::Class;
 use crate::metric;
 
 /// Handles of one shard, taken once: looking one up by its labels costs as much as a step of a small model.
@@ -76,7 +77,13 @@ pub fn observe(catalogue: &Catalogue, seen: &mut BTreeSet<String>) {
         let load = state.as_ref().and_then(State::handle).map(Handle::load).unwrap_or_default();
         set(metric::SLOTS, load.slots.into());
         set(metric::RUNNING, load.running.into());
-        set(metric::QUEUED, load.queued.into());
+        let used = if load.slots > 0 { f64::from(load.running) / f64::from(load.slots) } else { 0.0 };
+        set(metric::SLOTS_USED, used);
+        let batch = load.queued_batch.min(load.queued);
+        for (class, queued) in [(Class::Interactive, load.queued - batch), (Class::Batch, batch)] {
+            metrics::gauge!(metric::QUEUED.name, "model" => name.clone(), "class" => class.name())
+                .set(f64::from(queued));
+        }
         set(metric::SCORING, load.scoring.into());
         set(metric::PROGRESS_AGE, load.since_progress.unwrap_or_default().as_secs_f64());
     }

@@ -90,6 +90,7 @@ impl Shared {
             all.slots += load.slots;
             all.running += load.running;
             all.queued += load.queued;
+            all.queued_batch += load.queued_batch;
             all.scoring += load.scoring;
             all.since_progress = all.since_progress.max(load.since_progress);
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::pin::Pin;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -82,16 +82,17 @@ impl Open {
         self.here.subscribe()
     }
 
-    fn count(&self) -> Counted {
+    /// One more, that is waited for at the end if `awaited` is.
+    fn count(&self, awaited: bool) -> Counted {
         self.here.send_modify(|calls| *calls += 1);
-        Counted { here: Arc::clone(&self.here), _everywhere: self.everywhere.token() }
+        Counted { here: Arc::clone(&self.here), _everywhere: awaited.then(|| self.everywhere.token()) }
     }
 }
 
 /// One call that is open.
 struct Counted {
     here: Arc<watch::Sender<usize>>,
-    _everywhere: TaskTrackerToken,
+    _everywhere: Option<TaskTrackerToken>,
 }
 
 impl Drop for Counted {
@@ -118,10 +119,13 @@ where
     fn call(&mut self, mut request: Request<Incoming>) -> Self::Future {
         let method = cut(request.uri().path(), MAX_LOGGED);
         let span = trace::span(&method, request.headers());
-        let (started, probe, _open) = (Instant::now(), request.uri().path().starts_with(HEALTH), self.open.count());
+        let (started, probe) = (Instant::now(), request.uri().path().starts_with(HEALTH));
+        let _open = self.open.count(!probe);
         let method = known(request.uri().path());
         meter::began(method);
-        let record = Record { started, method, code: None, reason: None, probe, span: span.clone(), _open };
+        let verdict = Verdict::default();
+        request.extensions_mut().insert(verdict.clone());
+        let record = Record { started, method, code: None, reason: None, verdict, probe, span: span.clone(), _open };
         if !speaks_grpc(request.headers()) {
             let mut refusal = refusal(status(&bad("content-type", format!("must be {GRPC}"))), record);
             *refusal.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
@@ -228,6 +232,22 @@ fn known(path: &str) -> &'static str {
     METHODS.get(path).map_or("other", String::as_str)
 }
 
+/// Request extension: what ended a call whose client may never take the end of the answer.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Verdict(Arc<OnceLock<Error>>);
+
+impl Verdict {
+    /// That of `request`.
+    pub(super) fn of<T>(request: &tonic::Request<T>) -> Self {
+        request.extensions().get().cloned().unwrap_or_default()
+    }
+
+    /// The first one counts.
+    pub(super) fn set(&self, error: &Error) {
+        _ = self.0.set(error.clone());
+    }
+}
+
 /// One call, for the log. Written when the answer has been handed over, or was dropped on the way.
 struct Record {
     started: Instant,
@@ -235,6 +255,7 @@ struct Record {
     code: Option<Code>,
     /// Of the status, from our own table.
     reason: Option<String>,
+    verdict: Verdict,
     /// Probes come every few seconds and say nothing new.
     probe: bool,
     span: Span,
@@ -250,10 +271,20 @@ impl Record {
     }
 }
 
+impl Record {
+    /// How it ended: as the client was told, or as it would have been if it had read on. If there was nothing to tell, the
+    /// client is gone.
+    fn outcome(&mut self) -> Code {
+        if let (None, Some(error)) = (self.code, self.verdict.0.get()) {
+            self.note(status(error).into_http::<()>().headers());
+        }
+        self.code.unwrap_or(Code::Cancelled)
+    }
+}
+
 impl Drop for Record {
     fn drop(&mut self) {
-        // Nobody took the end of the answer: the client is gone.
-        let code = self.code.unwrap_or(Code::Cancelled);
+        let code = self.outcome();
         let elapsed = self.started.elapsed();
         meter::ended(self.method, code, self.reason.take(), elapsed);
         let elapsed_ms = elapsed.as_secs_f64() * 1e3;
@@ -308,6 +339,24 @@ impl Body for Logged {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_call_whose_end_nobody_read_ended_as_it_would_have_been_told() {
+        let ended = |told: Option<Error>, verdict: Option<Error>| {
+            let open = Open::new(TaskTracker::new());
+            let (given, span) = (Verdict::default(), Span::none());
+            let (started, method, _open) = (Instant::now(), known(""), open.count(true));
+            let mut record =
+                Record { started, method, code: None, reason: None, verdict: given.clone(), probe: false, span, _open };
+            verdict.iter().for_each(|error| given.set(error));
+            told.iter().for_each(|error| record.note(status(error).into_http::<()>().headers()));
+            (record.outcome(), record.reason.take())
+        };
+        let slow = || Some(Error::ClientTooSlow { values: 1, ranks: vec![1] });
+        assert_eq!(ended(None, slow()), (Code::Aborted, Some("CLIENT_TOO_SLOW".to_owned())));
+        assert_eq!(ended(Some(Error::Draining), slow()), (Code::Unavailable, Some("SERVER_DRAINING".to_owned())));
+        assert_eq!(ended(None, None), (Code::Cancelled, None));
+    }
 
     #[test]
     fn every_method_belongs_to_a_group_and_nothing_else_does() {

@@ -64,7 +64,7 @@ pub(super) struct Connection {
     pub(super) open: TaskTracker,
     pub(super) goodbye: CancellationToken,
     routes: Routes,
-    uploads: Uploads,
+    pub(super) uploads: Uploads,
     security: Security,
     failures: Arc<Mutex<Occasions>>,
 }

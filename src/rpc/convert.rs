@@ -14,6 +14,8 @@ use crate::job::{self, Class, Granularity, Limits, Reproducibility, SampleJob, S
 use crate::model::Condition;
 use crate::spec::ModelSpec;
 
+/// Characters of a name that is not known which are logged.
+const MAX_LOGGED: usize = 100;
 /// Bytes one unary answer may hold: what a client must be ready to receive.
 pub(super) const MAX_ANSWER_BYTES: u64 = 16 << 20;
 
@@ -110,8 +112,11 @@ pub(super) fn generation(
     mut violations: Violations,
 ) -> Result<Generation, Error> {
     let (spec, limits) = (spec.unwrap_or_default(), desk.limits);
+    // First, so that the log has it whatever is wrong with the model.
+    let mut of_the_id = Violations::new();
+    let request_id = request_id(spec.request_id, &mut of_the_id);
     let handle = resolve(&spec.model, desk.catalogue, &mut violations)?;
-    let request_id = request_id(spec.request_id, &mut violations);
+    violations.add_all(of_the_id);
     let scheduling = scheduling(spec.scheduling, limits, &mut violations);
     let sampling = spec.sampling.unwrap_or_default();
     let conditioning = spec.conditioning.unwrap_or_default();
@@ -238,7 +243,10 @@ pub(super) fn resolve(name: &str, catalogue: &Catalogue, violations: &mut Violat
             violations.add_within("spec", found);
             Ok(None)
         }
-        Err(other) => Err(other),
+        Err(other) => {
+            tracing::Span::current().record("model", super::status::cut(name, MAX_LOGGED));
+            Err(other)
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use futures_util::Stream;
 use tonic::{Request, Response, Status};
 
+use super::call::Verdict;
 use super::convert::{self, Desk, Generation, MAX_ANSWER_BYTES};
 use super::lease::{Lease, Progress};
 use super::proto::generation_service_server::GenerationService;
@@ -72,7 +73,7 @@ impl GenerationService for Generations {
         &self,
         request: Request<StreamGenerateImagesRequest>,
     ) -> Result<Response<Self::StreamGenerateImagesStream>, Status> {
-        let deadline = deadline::of(&request);
+        let (deadline, told) = (deadline::of(&request), Verdict::of(&request));
         let StreamGenerateImagesRequest { spec, flush, include_log_probs } = request.into_inner();
         let mut violations = Violations::new();
         let flush = convert::flush(flush, &mut violations);
@@ -84,7 +85,7 @@ impl GenerationService for Generations {
             let cancelled = generation.entry.cancelled();
             let stream = generation.sample(deadline)?;
             let events = stream::events(stream, facts, include_log_probs, flush.max_delay, Arc::clone(&progress));
-            Ok(Lease::new(events, deadline, self.limits.unread_timeout, progress, cancelled))
+            Ok(Lease::new(events, deadline, self.limits.unread_timeout, progress, cancelled, told))
         };
         match start() {
             Ok(events) => Ok(Response::new(Box::pin(events))),

@@ -12,6 +12,7 @@ use prost_types::Duration;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::call::Verdict;
 use super::deadline::{self, Deadline};
 use super::generation::Generations;
 use super::lease::{Lease, Progress};
@@ -481,7 +482,7 @@ impl GrpcInferenceService for Inference {
         &self,
         request: Request<Streaming<ModelInferRequest>>,
     ) -> Result<Response<Self::ModelStreamInferStream>, Status> {
-        let (deadline, service) = (deadline::of(&request), self.clone());
+        let (deadline, told, service) = (deadline::of(&request), Verdict::of(&request), self.clone());
         let unread = self.scorings.limits.unread_timeout;
         let answers = request.into_inner().flat_map_unordered(AT_ONCE, move |request| match request {
             // Refused on its way in, no message, or the client is gone: the end of the stream.
@@ -501,7 +502,7 @@ impl GrpcInferenceService for Inference {
         // Without it, requests of a client that stopped reading would keep their places.
         // What samples is a stream of its own below, which ends when it is cancelled.
         let cancelled = CancellationToken::new();
-        let lease = Lease::new(answers, deadline, unread, Arc::new(Progress::default()), cancelled);
+        let lease = Lease::new(answers, deadline, unread, Arc::new(Progress::default()), cancelled, told);
         Ok(Response::new(lease.boxed()))
     }
 

@@ -17,6 +17,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use super::call::Verdict;
 use super::status::status;
 use crate::error::{DeadlineStage, Error};
 use crate::image::Rank;
@@ -120,6 +121,7 @@ impl<T: Send + 'static> Lease<T> {
         max_silence: Duration,
         progress: Arc<Progress>,
         cancelled: CancellationToken,
+        told: Verdict,
     ) -> Self {
         let held = Arc::new(Mutex::new(Held { stream: Some(Box::pin(stream)), verdict: None }));
         let bell = Bell { transport: AtomicWaker::new(), epoch: Instant::now(), unread_ms: AtomicU64::new(1) };
@@ -136,6 +138,7 @@ impl<T: Send + 'static> Lease<T> {
             };
             let mut held = lock(&watched);
             if held.stream.take().is_some() {
+                told.set(&verdict);
                 held.verdict = Some(verdict);
             }
             drop(held);
@@ -212,7 +215,7 @@ mod tests {
         let items = items.inspect(move |_| assert!(Arc::strong_count(&held) > 0));
         let deadline = deadline.map(|after| (Instant::now() + after).into_std());
         let cancelled = CancellationToken::new();
-        (Lease::new(items, deadline, MAX_SILENCE, Arc::new(Progress::default()), cancelled), token)
+        (Lease::new(items, deadline, MAX_SILENCE, Arc::new(Progress::default()), cancelled, Verdict::default()), token)
     }
 
     fn endless() -> impl Stream<Item = Result<u32, Error>> {

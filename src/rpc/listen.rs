@@ -105,9 +105,11 @@ impl Connections {
         }
     }
 
-    /// Tells every client to open no more calls, and waits until all calls have been answered.
+    /// Tells every client to open no more calls, and waits until all calls have been answered, but for those to health: one
+    /// that watches and does not read would be waited for in vain.
     pub(crate) async fn finish(&mut self) {
         self.connection.goodbye.cancel();
+        self.connection.uploads.close();
         self.connection.open.close();
         self.connection.open.wait().await;
     }

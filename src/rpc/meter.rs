@@ -5,6 +5,7 @@ use std::time::Duration;
 use tonic::Code;
 
 use crate::engine::Timing;
+use crate::job::Class;
 use crate::metric;
 
 /// A call began.
@@ -24,14 +25,16 @@ pub(super) fn ended(method: &'static str, code: Code, reason: Option<String>, el
     metrics::histogram!(metric::GRPC_SECONDS.name, "grpc_method" => method, "grpc_status" => theirs).record(elapsed);
     metrics::histogram!(
         metric::RPC_SECONDS.name,
-        "rpc_system_name" => "grpc", "rpc_method" => method, "rpc_response_status_code" => theirs
+        "rpc_system_name" => "grpc", "rpc_method" => method, "rpc_response_status_code" => theirs,
+        "error_type" => if code == Code::Ok { "" } else { theirs }
     )
     .record(elapsed);
 }
 
-/// A request to `model` was finished.
-pub(super) fn finished(model: &str, timing: Timing) {
-    metrics::histogram!(metric::QUEUE_SECONDS.name, "model" => model.to_owned()).record(timing.queue);
+/// A request of `class` to `model` was finished.
+pub(super) fn finished(model: &str, class: Class, timing: Timing) {
+    metrics::histogram!(metric::QUEUE_SECONDS.name, "model" => model.to_owned(), "class" => class.name())
+        .record(timing.queue);
     if !timing.first_value.is_zero() {
         metrics::histogram!(metric::FIRST_VALUE_SECONDS.name, "model" => model.to_owned()).record(timing.first_value);
     }

@@ -8,6 +8,7 @@ use futures_util::Stream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::call::Verdict;
 use super::convert::{self, MAX_ANSWER_BYTES};
 use super::lease::{Lease, Progress};
 use super::proto::scoring_service_server::ScoringService;
@@ -95,12 +96,12 @@ impl ScoringService for Scorings {
         &self,
         request: Request<Streaming<StreamScoreImagesRequest>>,
     ) -> Result<Response<Self::StreamScoreImagesStream>, Status> {
-        let deadline = deadline::of(&request);
+        let (deadline, told) = (deadline::of(&request), Verdict::of(&request));
         let scores = ScoreStream::new(request.into_inner(), (self.catalogue.clone(), self.limits), deadline);
         let progress = Arc::new(Progress::default());
         // Scores have no name to be cancelled by.
         let cancelled = CancellationToken::new();
-        let lease = Lease::new(scores.answers(), deadline, self.limits.unread_timeout, progress, cancelled);
+        let lease = Lease::new(scores.answers(), deadline, self.limits.unread_timeout, progress, cancelled, told);
         Ok(Response::new(Box::pin(lease)))
     }
 }
@@ -138,9 +139,9 @@ impl Scorings {
         deadline: Option<Instant>,
     ) -> Result<ScoreImagesResponse, Error> {
         let Admitted { scoring, permit, ids, job } = self.read(request, deadline)?;
-        let spec = scoring.handle.spec();
+        let (spec, class) = (scoring.handle.spec(), job.class);
         let (scores, timing) = scoring.handle.score_admitted(permit, job, scoring.deadline(deadline))?.scores().await?;
-        meter::finished(&spec.name, timing);
+        meter::finished(&spec.name, class, timing);
         let scores = ids.into_iter().zip(scores).map(|(id, score)| answer::score(id, score, spec));
         Ok(ScoreImagesResponse {
             scores: scores.collect(),

@@ -21,6 +21,8 @@ pub const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
 /// Longest message, in characters: some of it may be the client's own text.
 const MAX_MESSAGE: usize = 320;
+/// The same of what is told beside it: the ranks of 256 images of 12288 values each, and more.
+const MAX_OFFSETS: usize = 3000;
 /// Bytes that the violations of one status may take; base64 and the message come on top.
 const MAX_VIOLATION_BYTES: usize = 3 << 10;
 /// When to come back to a server that is going away: by then the client's balancer should know another one.
@@ -106,7 +108,7 @@ fn row(error: &Error) -> Row {
             let offsets = ranks.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
             let mut metadata = vec![("values", values.to_string())];
             // Those of very many images find no room; they follow from what was received.
-            if !ranks.is_empty() && offsets.len() <= MAX_MESSAGE {
+            if !ranks.is_empty() && offsets.len() <= MAX_OFFSETS {
                 metadata.push(("offset", offsets));
             }
             with(Code::Aborted, "CLIENT_TOO_SLOW", metadata)
@@ -131,7 +133,7 @@ fn row(error: &Error) -> Row {
 pub(super) fn status(error: &Error) -> Status {
     let Row { code, reason, metadata, retry_after } = row(error);
     let mut info: HashMap<String, String> =
-        metadata.into_iter().map(|(key, value)| (key.to_owned(), cut(&value, MAX_MESSAGE))).collect();
+        metadata.into_iter().map(|(key, value)| (key.to_owned(), cut(&value, MAX_OFFSETS))).collect();
     let mut details = ErrorDetails::new();
     if let Error::Invalid(violations) = error {
         let unlisted = list(violations, &mut details);
@@ -292,7 +294,8 @@ mod tests {
         };
         assert_eq!(offset(vec![12]).as_deref(), Some("12"));
         assert_eq!(offset(vec![12, 3]).as_deref(), Some("12,3"));
-        assert_eq!(offset(vec![1; 1000]), None, "no half of a list");
+        assert!(offset(vec![12288; 256]).is_some(), "as many images as a request has by default");
+        assert_eq!(offset(vec![12288; 1000]), None, "no half of a list");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::engine::event::Run;
 use crate::engine::{SampleStream, SampleSummary};
 use crate::error::Error;
 use crate::image::{Shape, codec};
-use crate::job::{Granularity, SampleJob};
+use crate::job::{Class, Granularity, SampleJob};
 use crate::spec::ModelSpec;
 
 /// Values one message holds at most. With log-probabilities and two bytes a value that is 1.5 MiB, well below the four
@@ -28,6 +28,7 @@ const MAX_MESSAGE_VALUES: u32 = 1 << 18;
 pub(super) struct Facts {
     request_id: String,
     spec: Arc<ModelSpec>,
+    class: Class,
     started: proto::GenerationStarted,
     /// Of the prefix, where every image's checksum begins.
     prefix_crc: u32,
@@ -56,7 +57,7 @@ impl Facts {
         };
         let prefix_crc = crc32c::crc32c(&codec::values_to_raw(job.prefix.values(), spec.shape));
         let unit = unit(job, spec.shape);
-        Self { request_id, spec, started, prefix_crc, unit }
+        Self { request_id, spec, class: job.class, started, prefix_crc, unit }
     }
 
     pub(super) fn started(&self) -> proto::GenerationStarted {
@@ -69,7 +70,8 @@ impl Facts {
 
     /// Checksums of images of which nothing was sampled yet.
     pub(super) fn checksums(&self) -> Checksums {
-        Checksums { spec: Arc::clone(&self.spec), crc32c: vec![self.prefix_crc; self.started.image_count as usize] }
+        let images = self.started.image_count as usize;
+        Checksums { spec: Arc::clone(&self.spec), class: self.class, crc32c: vec![self.prefix_crc; images] }
     }
 }
 
@@ -85,6 +87,7 @@ fn unit(job: &SampleJob, shape: Shape) -> u32 {
 #[derive(Clone, Debug)]
 pub(super) struct Checksums {
     spec: Arc<ModelSpec>,
+    class: Class,
     crc32c: Vec<u32>,
 }
 
@@ -107,7 +110,7 @@ impl Checksums {
         summary: SampleSummary,
         encoding: ImageEncoding,
     ) -> Result<proto::GenerationCompleted, Error> {
-        meter::finished(&self.spec.name, summary.timing);
+        meter::finished(&self.spec.name, self.class, summary.timing);
         let low = &summary.low_images;
         let images = low.iter().map(|low| answer::image(&low.values, low.shape, None, encoding));
         Ok(proto::GenerationCompleted {
@@ -243,6 +246,7 @@ mod tests {
     use crate::job::{Class, Limits, SampleRequest};
     use crate::model::PixelModel;
     use crate::model::scripted::Scripted;
+    use crate::rpc::call::Verdict;
     use crate::rpc::lease::Lease;
     use crate::rpc::running::Running;
 
@@ -268,7 +272,7 @@ mod tests {
         let generation = Generation { handle, permit, lower: Some((lower, first)), job, entry };
         let (facts, progress) = (Facts::of(&generation), Arc::new(Progress::new(1, 0)));
         let events = events(generation.sample(None).unwrap(), facts, false, None, Arc::clone(&progress));
-        let mut lease = Lease::new(events, None, MAX_SILENCE, progress, CancellationToken::new());
+        let mut lease = Lease::new(events, None, MAX_SILENCE, progress, CancellationToken::new(), Verdict::default());
         assert!(matches!(lease.next().await.unwrap().unwrap().event, Some(Event::Started(_))));
         // Rows of the low-resolution image come, of which there is nothing to tell.
         for _ in 0..3 {

@@ -1,17 +1,22 @@
 //! What clients send, before it is a message: bounded in length, in memory over all clients, and in time.
 //!
-//! The framework gathers the pieces of a message until it is whole, and knows neither a budget nor a clock for them. So
-//! this stands between it and the transport, and reads along where messages begin and end.
+//! The framework makes room for a message when it knows its length, gathers the pieces, and knows neither a budget nor a clock
+//! for them. So this stands between it and the transport, and hands over whole messages only: what a client announces costs
+//! nothing, what it has sent counts. Calls that take no images have small messages, which are outside the budget: whether the
+//! server lives can be asked however much is uploaded.
 
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::{Bytes, BytesMut};
+use futures_util::Stream;
 use http_body::{Body, Frame};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, Sleep, sleep_until};
+use tokio_stream::wrappers::WatchStream;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::status::status;
 use crate::error::{Error, Violations};
@@ -22,6 +27,21 @@ const PREFIX_BYTES: usize = 5;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes that win a second of it back: whoever sends more slowly runs out of it.
 const BYTES_A_SECOND: u32 = 64 << 10;
+/// How long a stream may pause, holding the memory of its largest message, once others find none.
+const MOST_PAUSE: Duration = Duration::from_secs(10);
+/// Calls that take images. The messages of all others are [`SMALL`].
+const LARGE: [&str; 6] = [
+    "/pixeld.v1.GenerationService/GenerateImages",
+    "/pixeld.v1.GenerationService/StreamGenerateImages",
+    "/pixeld.v1.ScoringService/ScoreImages",
+    "/pixeld.v1.ScoringService/StreamScoreImages",
+    "/inference.GRPCInferenceService/ModelInfer",
+    "/inference.GRPCInferenceService/ModelStreamInfer",
+];
+/// Longest message without an image, in bytes: names, and what reflection is asked for.
+const SMALL: usize = 16 << 10;
+/// What a byte that came counts for until its message is whole: the room for pieces grows by doubling.
+const GATHERED: usize = 2;
 /// What one byte of gzip becomes at most.
 const MOST_INFLATED: usize = 1032;
 /// Calls whose clients send any number of messages, and may pause between them. All others send one.
@@ -44,25 +64,39 @@ pub(crate) struct Uploads {
     free: Arc<Semaphore>,
     limit: usize,
     largest: usize,
+    /// Told when somebody found no memory.
+    pressed: Arc<watch::Sender<()>>,
+    closing: CancellationToken,
 }
 
 impl Uploads {
     /// `limit` bytes for all messages, each of them `largest` at most.
     pub(crate) fn new(limit: usize, largest: usize) -> Self {
-        Self { free: Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS))), limit, largest }
+        let free = Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS)));
+        Self { free, limit, largest, pressed: Arc::new(watch::Sender::new(())), closing: CancellationToken::new() }
+    }
+
+    /// Nobody is waited for any more: clients that have yet to send something are told that the server is draining.
+    pub(super) fn close(&self) {
+        self.closing.cancel();
     }
 
     /// `body`, the request of a call to `path`, under watch.
     pub(super) fn watch<B>(&self, path: &str, body: B) -> Upload<B> {
+        let large = LARGE.contains(&path);
         Upload {
             body,
+            largest: if large { self.largest } else { self.largest.min(SMALL) },
+            counted: large,
+            closing: Box::pin(self.closing.clone().cancelled_owned()),
+            pressed: None,
             uploads: self.clone(),
             held: None,
             streams: STREAMS.contains(&path),
             weight: if path.starts_with(PACKED.0) { PACKED.1 } else { 1 },
             stage: Stage::Due,
-            prefix: Vec::new(),
-            missing: 0,
+            pieces: BytesMut::new(),
+            largest_yet: 0,
             patience: PATIENCE,
             waiting_since: None,
             timer: Box::pin(sleep_until(Instant::now() + PATIENCE)),
@@ -74,17 +108,24 @@ impl Uploads {
 pub(super) struct Upload<B> {
     body: B,
     uploads: Uploads,
-    /// A message is counted in full from its prefix on, which is when the framework makes room for it, and counted until
-    /// the body is dropped: the framework's buffers stay as large as the largest message of the stream.
+    closing: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// What its largest message may be.
+    largest: usize,
+    /// Whether it takes memory of the budget.
+    counted: bool,
+    /// While a message comes, what has come of it. Once it is whole, the largest yet with what it becomes, until the body is
+    /// dropped: the framework's buffers stay as large.
     held: Option<OwnedSemaphorePermit>,
+    /// What the largest message yet counts for.
+    largest_yet: usize,
+    /// While a stream pauses with memory in its hands: rings when somebody finds none.
+    pressed: Option<WatchStream<()>>,
     streams: bool,
     /// What a byte of a message counts for.
     weight: usize,
     stage: Stage,
-    /// As much as came of the prefix of the message under way.
-    prefix: Vec<u8>,
-    /// Bytes that this message still lacks, once its prefix is whole.
-    missing: usize,
+    /// As much as came of the message under way, its prefix included.
+    pieces: BytesMut,
     /// What is left of it. Only waiting uses it up: bytes that we left lying are not late.
     patience: Duration,
     waiting_since: Option<Instant>,
@@ -102,59 +143,76 @@ enum Stage {
 }
 
 impl<B> Upload<B> {
-    /// Reads along in `data`; cuts off what comes after the last message.
-    fn read(&mut self, data: &mut Bytes) -> Result<(), Error> {
+    /// Takes `data` in and hands out the messages that it completes; what comes after the last message is cut off.
+    fn read(&mut self, data: &Bytes) -> Result<Bytes, Error> {
         let waited = self.waiting_since.take().map_or(Duration::ZERO, |since| since.elapsed());
         let earned = Duration::from_secs(data.len() as u64) / BYTES_A_SECOND;
         self.patience = (self.patience.saturating_sub(waited) + earned).min(PATIENCE);
-        let mut rest = data.clone();
-        while !rest.is_empty() {
-            if self.stage == Stage::Pausing {
-                (self.stage, self.patience) = (Stage::Due, PATIENCE);
+        if self.stage == Stage::Pausing && !data.is_empty() {
+            (self.stage, self.patience, self.pressed) = (Stage::Due, PATIENCE, None);
+        }
+        let gathering = !self.pieces.is_empty();
+        if gathering {
+            self.pieces.extend_from_slice(data);
+        }
+        let all = if gathering { self.pieces.as_ref() } else { data.as_ref() };
+        let (mut whole, mut messages) = (0, Vec::new());
+        while let Some((flag, length)) = all.get(whole..).and_then(begun) {
+            if length > self.largest {
+                let mut violations = Violations::new();
+                violations.add("request", format!("must be at most {} bytes, got {length}", self.largest));
+                return Err(violations.into());
             }
-            if self.missing == 0 {
-                let wanted = PREFIX_BYTES - self.prefix.len();
-                self.prefix.extend_from_slice(&rest.split_to(wanted.min(rest.len())));
-                let Ok([flag, length @ ..]) = <[u8; PREFIX_BYTES]>::try_from(self.prefix.as_slice()) else { break };
-                self.prefix.clear();
-                self.missing = u32::from_be_bytes(length) as usize;
-                self.make_room(flag != 0)?;
-            } else {
-                let here = self.missing.min(rest.len());
-                rest.advance(here);
-                self.missing -= here;
+            if all.len() - whole < PREFIX_BYTES + length {
+                break;
             }
-            if self.missing == 0 && self.streams {
-                self.stage = Stage::Pausing;
-            } else if self.missing == 0 {
+            whole += PREFIX_BYTES + length;
+            messages.push((flag != 0, length));
+            if !self.streams {
                 // The framework would keep the message, decoded, until the client says that no other follows.
                 self.stage = Stage::Ended;
-                data.truncate(data.len() - rest.len());
                 break;
             }
         }
-        Ok(())
+        let rest = if self.stage == Stage::Ended { 0 } else { all.len() - whole };
+        for (compressed, length) in messages {
+            // The only message of a call is inflated and used up in one go, but a stream keeps the room for it.
+            let keeps = compressed && self.streams;
+            let inflated = if keeps { self.largest.min(length.saturating_mul(MOST_INFLATED)) } else { 0 };
+            self.largest_yet = self.largest_yet.max((length + inflated).saturating_mul(self.weight));
+        }
+        self.hold(self.largest_yet + rest.saturating_sub(PREFIX_BYTES) * GATHERED)?;
+        let handed = if gathering { self.pieces.split_to(whole).freeze() } else { data.slice(..whole) };
+        if self.stage == Stage::Ended {
+            self.pieces = BytesMut::new();
+        } else if !gathering {
+            self.pieces.extend_from_slice(data.get(whole..).unwrap_or_default());
+        }
+        if rest == 0 && self.streams && whole > 0 {
+            self.stage = Stage::Pausing;
+            self.pressed = self.held.is_some().then(|| WatchStream::from_changes(self.uploads.pressed.subscribe()));
+        }
+        Ok(handed)
     }
 
-    /// Takes the memory for the message that has just begun.
-    fn make_room(&mut self, compressed: bool) -> Result<(), Error> {
-        let (length, largest) = (self.missing, self.uploads.largest);
-        if length > largest {
-            let mut violations = Violations::new();
-            violations.add("request", format!("must be at most {largest} bytes, got {length}"));
-            return Err(Error::Invalid(violations));
-        }
-        // The only message of a call is inflated and used up in one go, but a stream keeps the room for it.
-        let inflated = if compressed && self.streams { largest.min(length.saturating_mul(MOST_INFLATED)) } else { 0 };
+    /// Holds `bytes` of the budget, no more and no less.
+    fn hold(&mut self, bytes: usize) -> Result<(), Error> {
         let held = self.held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        let requested = (length + inflated).saturating_mul(self.weight).saturating_sub(held);
-        let free = Arc::clone(&self.uploads.free);
+        if !self.counted || bytes == held {
+            return Ok(());
+        }
+        if let Some(less) = held.checked_sub(bytes) {
+            drop(self.held.as_mut().and_then(|held| held.split(less)));
+            return Ok(());
+        }
+        let (free, requested) = (Arc::clone(&self.uploads.free), bytes - held);
         match u32::try_from(requested).ok().and_then(|requested| free.try_acquire_many_owned(requested).ok()) {
             Some(more) => match &mut self.held {
                 Some(held) => held.merge(more),
                 None => self.held = Some(more),
             },
             None => {
+                self.uploads.pressed.send_replace(());
                 let (free, limit) = (self.uploads.free.available_permits(), self.uploads.limit);
                 return Err(Error::UploadsFull { requested, free, limit });
             }
@@ -162,25 +220,41 @@ impl<B> Upload<B> {
         Ok(())
     }
 
-    /// Resolves when the client has used up the patience that there is with it.
-    fn poll_late(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        if self.stage != Stage::Due {
+    /// Resolves when the client is not waited for any longer, with what it is told.
+    fn poll_late(&mut self, context: &mut Context<'_>) -> Poll<Error> {
+        if self.closing.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Error::Draining);
+        }
+        let now = Instant::now();
+        let since = *self.waiting_since.get_or_insert_with(|| {
+            self.timer.as_mut().reset(now + self.patience);
+            now
+        });
+        if self.stage == Stage::Pausing {
+            let Some(pressed) = &mut self.pressed else { return Poll::Pending };
+            while let Poll::Ready(Some(())) = Pin::new(&mut *pressed).poll_next(context) {
+                if now >= since + MOST_PAUSE {
+                    return Poll::Ready(Error::RequestStalled);
+                }
+            }
             return Poll::Pending;
         }
-        if self.waiting_since.is_none() {
-            let now = Instant::now();
-            self.waiting_since = Some(now);
-            self.timer.as_mut().reset(now + self.patience);
-        }
-        self.timer.as_mut().poll(context)
+        self.timer.as_mut().poll(context).map(|()| Error::RequestStalled)
     }
 
     fn refuse<T>(&mut self, error: Error) -> Poll<Option<Result<T, AnyError>>> {
         self.stage = Stage::Ended;
+        (self.pieces, self.held) = (BytesMut::new(), None);
         let mut refusal = status(&error);
         refusal.set_source(Arc::new(error));
         Poll::Ready(Some(Err(refusal.into())))
     }
+}
+
+/// The flag and the length of the message that `data` begins with, if its prefix is whole.
+fn begun(data: &[u8]) -> Option<(u8, usize)> {
+    let (&[flag, a, b, c, d], _) = data.split_first_chunk()?;
+    Some((flag, u32::from_be_bytes([a, b, c, d]) as usize))
 }
 
 impl<B: Body<Data = Bytes, Error: Into<AnyError>> + Unpin> Body for Upload<B> {
@@ -192,25 +266,31 @@ impl<B: Body<Data = Bytes, Error: Into<AnyError>> + Unpin> Body for Upload<B> {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let this = &mut *self;
-        if this.stage == Stage::Ended {
-            return Poll::Ready(None);
-        }
-        let frame = match Pin::new(&mut this.body).poll_frame(context) {
-            Poll::Ready(Some(Ok(frame))) => frame,
-            Poll::Ready(other) => return Poll::Ready(other.map(|frame| frame.map_err(Into::into))),
-            Poll::Pending => {
-                return match this.poll_late(context) {
-                    Poll::Ready(()) => this.refuse(Error::RequestStalled),
-                    Poll::Pending => Poll::Pending,
-                };
+        loop {
+            if this.stage == Stage::Ended {
+                return Poll::Ready(None);
             }
-        };
-        match frame.into_data() {
-            Ok(mut data) => match this.read(&mut data) {
-                Ok(()) => Poll::Ready(Some(Ok(Frame::data(data)))),
-                Err(error) => this.refuse(error),
-            },
-            Err(trailers) => Poll::Ready(Some(Ok(trailers))),
+            let frame = match Pin::new(&mut this.body).poll_frame(context) {
+                Poll::Ready(Some(Ok(frame))) => frame,
+                // The framework says what half a message is.
+                Poll::Ready(None) if !this.pieces.is_empty() => {
+                    this.stage = Stage::Ended;
+                    return Poll::Ready(Some(Ok(Frame::data(this.pieces.split().freeze()))));
+                }
+                Poll::Ready(other) => return Poll::Ready(other.map(|frame| frame.map_err(Into::into))),
+                Poll::Pending => {
+                    return match this.poll_late(context) {
+                        Poll::Ready(error) => this.refuse(error),
+                        Poll::Pending => Poll::Pending,
+                    };
+                }
+            };
+            match frame.into_data().map(|data| this.read(&data)) {
+                Ok(Ok(messages)) if messages.is_empty() => {}
+                Ok(Ok(messages)) => return Poll::Ready(Some(Ok(Frame::data(messages)))),
+                Ok(Err(error)) => return this.refuse(error),
+                Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+            }
         }
     }
 }
@@ -219,6 +299,7 @@ impl<B: Body<Data = Bytes, Error: Into<AnyError>> + Unpin> Body for Upload<B> {
 mod tests {
     use std::future::poll_fn;
 
+    use futures_util::FutureExt;
     use tokio::sync::mpsc::{Receiver, Sender, channel};
 
     use super::*;
@@ -269,7 +350,7 @@ mod tests {
     async fn lists_of_packed_numbers_count_with_what_they_become() {
         for (length, requested) in [(400, None), (600, Some(4800))] {
             let (feed, mut upload) = upload(&uploads(), "/inference.GRPCInferenceService/ModelInfer");
-            feed.send(message(0, length, 1)).await.unwrap();
+            feed.send(message(0, length, length as usize)).await.unwrap();
             match (next(&mut upload).await, requested) {
                 (Ok(Some(_)), None) => {}
                 (Err(Error::UploadsFull { requested, .. }), Some(wanted)) => assert_eq!(requested, wanted),
@@ -308,13 +389,12 @@ mod tests {
 
         let (feed, mut upload) = upload(&Uploads::new(1 << 30, 1 << 30), UNARY);
         feed.send(message(0, 100 << 16, 0)).await.unwrap();
-        assert!(next(&mut upload).await.is_ok());
         for _ in 0..100 {
+            assert!(next(&mut upload).now_or_never().is_none(), "just fast enough");
             tokio::time::advance(second).await;
             feed.send(vec![7; 1 << 16]).await.unwrap();
-            assert!(next(&mut upload).await.is_ok(), "just fast enough");
         }
-        assert_eq!(next(&mut upload).await, Ok(None), "it is whole");
+        assert_eq!(next(&mut upload).await.unwrap().unwrap().len(), 5 + (100 << 16), "it is whole");
     }
 
     #[tokio::test(start_paused = true)]
@@ -324,7 +404,6 @@ mod tests {
         assert_eq!(next(&mut upload).await.unwrap().unwrap().len(), 20);
         assert!(tokio::time::timeout(PATIENCE * 100, next(&mut upload)).await.is_err(), "it waits");
         feed.send(message(0, 3, 2)).await.unwrap();
-        assert!(next(&mut upload).await.is_ok());
         assert_eq!(next(&mut upload).await, Err(Error::RequestStalled));
         assert_eq!(next(&mut upload).await, Ok(None));
     }
@@ -334,10 +413,6 @@ mod tests {
         let (feed, mut upload) = upload(&uploads(), UNARY);
         feed.send(message(0, 100, 50)).await.unwrap();
         tokio::time::advance(PATIENCE * 2).await;
-        assert!(next(&mut upload).await.is_ok());
-        tokio::time::advance(PATIENCE * 2).await;
-        feed.send(vec![7; 20]).await.unwrap();
-        assert!(next(&mut upload).await.is_ok());
         assert!(tokio::time::timeout(PATIENCE / 2, next(&mut upload)).await.is_err(), "it waits on");
     }
 
@@ -358,16 +433,86 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn what_is_announced_costs_nothing_and_what_came_counts() {
+        let uploads = uploads();
+        let (feed, mut upload) = upload(&uploads, UNARY);
+        feed.send(message(0, 1000, 5)).await.unwrap();
+        assert!(next(&mut upload).now_or_never().is_none(), "half a message is nobody's");
+        assert_eq!(LIMIT - uploads.free.available_permits(), 2 * 5);
+        feed.send(vec![7; 900]).await.unwrap();
+        assert!(next(&mut upload).now_or_never().is_none());
+        assert_eq!(LIMIT - uploads.free.available_permits(), 2 * 905);
+        feed.send(vec![7; 95]).await.unwrap();
+        assert_eq!(next(&mut upload).await.unwrap().unwrap().len(), 1005);
+        assert_eq!(LIMIT - uploads.free.available_permits(), 1000, "what it is, once it is whole");
+    }
+
+    #[tokio::test]
+    async fn calls_without_images_need_none_of_the_memory_and_have_small_messages() {
+        let uploads = Uploads::new(0, 1 << 20);
+        for (length, taken) in [(SMALL, true), (SMALL + 1, false)] {
+            let (feed, mut upload) = upload(&uploads, "/grpc.health.v1.Health/Check");
+            feed.send(message(0, length as u32, length)).await.unwrap();
+            assert_eq!(next(&mut upload).await.is_ok(), taken, "{length}");
+        }
+        let (feed, mut upload) = upload(&uploads, UNARY);
+        feed.send(message(0, 1, 1)).await.unwrap();
+        assert!(matches!(next(&mut upload).await, Err(Error::UploadsFull { .. })));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_pauses_for_long_gives_its_memory_to_those_who_want_it() {
+        let uploads = uploads();
+        let want = async |length: u32| {
+            let (feed, mut upload) = upload(&uploads, UNARY);
+            feed.send(message(0, length, length as usize)).await.unwrap();
+            next(&mut upload).await
+        };
+        let (feed, mut pausing) = upload(&uploads, STREAMS[0]);
+        // Inflated it may be as long as any.
+        feed.send((0..4).flat_map(|_| message(1, 999, 999)).collect()).await.unwrap();
+        assert!(next(&mut pausing).await.is_ok());
+        let others: Vec<_> = (0..3).map(|_| uploads.free.clone().try_acquire_many_owned(600).unwrap()).collect();
+        tokio::time::advance(MOST_PAUSE - Duration::from_secs(1)).await;
+        assert!(next(&mut pausing).now_or_never().is_none());
+        assert!(want(1000).await.is_err());
+        assert!(next(&mut pausing).now_or_never().is_none(), "it did not pause for long");
+        tokio::time::advance(MOST_PAUSE).await;
+        assert!(next(&mut pausing).now_or_never().is_none(), "nobody wants any");
+        assert!(want(1000).await.is_err());
+        assert_eq!(next(&mut pausing).await, Err(Error::RequestStalled));
+        assert!(want(1000).await.is_ok(), "others have it now");
+        drop((feed, others));
+    }
+
+    #[tokio::test]
+    async fn nobody_is_waited_for_once_it_is_closed() {
+        for first in [vec![], message(0, 100, 50), message(0, 3, 3)] {
+            let uploads = uploads();
+            let (feed, mut upload) = upload(&uploads, STREAMS[0]);
+            if !first.is_empty() {
+                feed.send(first).await.unwrap();
+            }
+            _ = next(&mut upload).now_or_never();
+            uploads.close();
+            assert_eq!(next(&mut upload).await, Err(Error::Draining));
+        }
+    }
+
     #[test]
     fn every_method_that_takes_a_stream_is_known_to() {
         let files: prost_types::FileDescriptorSet = prost::Message::decode(super::super::proto::DESCRIPTORS).unwrap();
+        let mut large = LARGE.to_vec();
         for file in &files.file {
             for service in &file.service {
                 for method in &service.method {
+                    large.retain(|path| *path != format!("/{}.{}/{}", file.package(), service.name(), method.name()));
                     let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
                     assert_eq!(STREAMS.contains(&&*path), method.client_streaming(), "{path}");
                 }
             }
         }
+        assert!(large.is_empty(), "no such methods: {large:?}");
     }
 }

@@ -145,6 +145,8 @@ pub enum Transition {
 pub struct Snapshot {
     /// Images waiting for a slot.
     pub queued: u32,
+    /// Those of them that are of batch requests.
+    pub queued_batch: u32,
     /// Images holding a slot.
     pub running: u32,
     /// Images waiting to be scored or in the scoring pass.

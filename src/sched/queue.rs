@@ -67,6 +67,16 @@ impl<W: Copy> Queue<W> {
 
     /// Images, not jobs.
     pub(super) fn images(&self) -> u32 {
-        self.interactive.iter().chain(&self.batch).map(|waiting| waiting.images.end - waiting.images.start).sum()
+        images(&self.interactive) + self.batch_images()
     }
+
+    /// Those of batch jobs.
+    pub(super) fn batch_images(&self) -> u32 {
+        images(&self.batch)
+    }
+}
+
+/// Images of `waiting`.
+fn images<W>(waiting: &VecDeque<Waiting<W>>) -> u32 {
+    waiting.iter().map(|waiting| waiting.images.end - waiting.images.start).sum()
 }

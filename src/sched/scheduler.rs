@@ -114,6 +114,7 @@ impl Scheduler {
         let in_pass = self.pass.iter().flat_map(|pass| &pass.live).flatten().count();
         Snapshot {
             queued: self.samples.images(),
+            queued_batch: self.samples.batch_images(),
             running: self.places.iter().filter(|place| matches!(place, Place::Held { .. })).count() as u32,
             scoring: self.scores.images() + in_pass as u32,
         }

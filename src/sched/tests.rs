@@ -89,7 +89,7 @@ fn a_cancelled_image_leaves_no_transition_and_gives_its_slot_back_with_the_next_
     let mut scheduler = Scheduler::new(config());
     scheduler.submit(JobId(1), 0..5, SAMPLE, Class::Interactive);
     let plan = scheduler.plan();
-    assert_eq!(scheduler.snapshot(), Snapshot { queued: 2, running: 3, scoring: 0 });
+    assert_eq!(scheduler.snapshot(), Snapshot { queued: 2, running: 3, ..Snapshot::default() });
     scheduler.cancel(JobId(1));
     scheduler.cancel(JobId(1));
     assert_eq!(scheduler.commit(&plan, &done(&plan)), []);

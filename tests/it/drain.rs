@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use pixeld::app::{App, Source};
-use pixeld::rpc::proto::ListModelsRequest;
 use pixeld::rpc::proto::model_service_client::ModelServiceClient;
 use pixeld::rpc::proto::stream_score_images_request::Part;
+use pixeld::rpc::proto::{GenerateImagesRequest, ListModelsRequest};
 use pixeld::rpc::proto::{ModelState, ScoringSpec, StreamGenerateImagesRequest};
 use tokio::io::DuplexStream;
 use tokio::net::TcpStream;
@@ -16,7 +16,9 @@ use tonic_health::ServingStatus;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::harness::{Daemon, MODEL, PATIENCE, config, connect, connect_deaf, next, read, refusal, shape, stream};
+use crate::harness::{
+    Daemon, MODEL, PATIENCE, config, connect, connect_deaf, next, patiently, read, refusal, shape, stream,
+};
 use crate::scoring::part;
 use crate::steady::{Gate, Steady};
 use pixeld::rpc::proto::generation_service_client::GenerationServiceClient;
@@ -190,4 +192,54 @@ async fn a_daemon_ends_after_the_delay_of_its_drain() {
     .await;
     daemon.stop();
     tokio::time::timeout(PATIENCE, daemon.ended()).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn what_is_cut_at_the_limit_hears_that_the_server_ended() {
+    let mut config = config();
+    config.server.drain_timeout = Duration::from_millis(500);
+    let (mut daemon, gate) = Daemon::gated(1, config).await;
+    // A step now and then: far from enough for all.
+    let stepping = tokio::spawn(async move {
+        let mut ticks = tokio::time::interval(Duration::from_millis(20));
+        loop {
+            ticks.tick().await;
+            gate.allow(1);
+        }
+    });
+    let mut running = daemon.generation().stream_generate_images(stream(8, 1)).await.unwrap().into_inner();
+    assert!(next(&mut running).await.unwrap().is_some());
+    let mut queued = daemon.generation().stream_generate_images(stream(8, 2)).await.unwrap().into_inner();
+    let (mut client, spec) = (daemon.generation(), stream(8, 3).spec);
+    let whole = tokio::spawn(async move { client.generate_images(GenerateImagesRequest { spec, encoding: 0 }).await });
+    let handle = daemon.handle(MODEL);
+    patiently(async {
+        while handle.load().submitted < 24 {
+            tokio::task::yield_now().await
+        }
+    })
+    .await;
+    daemon.stop();
+    let ended = async |events: &mut tonic::Streaming<_>| loop {
+        match next(events).await {
+            Ok(event) => assert!(event.is_some(), "it was cut"),
+            Err(status) => break status,
+        }
+    };
+    let told = [ended(&mut running).await, ended(&mut queued).await, whole.await.unwrap().unwrap_err()];
+    for told in told {
+        assert_eq!(refusal(&told), (Code::Unavailable, "SERVER_DRAINING".into(), vec![]));
+    }
+    daemon.ended().await.unwrap();
+    stepping.abort();
+}
+
+#[tokio::test]
+async fn a_watch_that_nobody_reads_does_not_hold_the_end_up() {
+    let daemon = Daemon::steady().await;
+    let mut deaf = HealthClient::new(connect_deaf(daemon.address));
+    let watched = deaf.watch(HealthCheckRequest { service: String::new() }).await.unwrap();
+    let half = config().server.drain_timeout / 2;
+    tokio::time::timeout(half, ends_in_time(daemon, Duration::ZERO)).await.expect("it is not waited for");
+    drop(watched);
 }
