@@ -1,6 +1,7 @@
 #!/bin/sh
 # Runs every fuzz target of fuzz/, or those in TARGETS, for SECONDS_EACH seconds (default 60), from what the repository has of
-# its kind. Needs a nightly toolchain and cargo-fuzz. What is found is left in fuzz/artifacts; corpora grow in fuzz/corpus.
+# its kind. Needs a nightly toolchain and cargo-fuzz. What is found is left in fuzz/artifacts; corpora grow in fuzz/corpus, from
+# those in fuzz/corpus.tar.xz, which hold what earlier runs found that reaches other code (the target with -merge=1, up to 4 KiB).
 set -eu
 cd "$(dirname "$0")/.."
 unset CARGO_TARGET_DIR
@@ -8,6 +9,7 @@ LD_LIBRARY_PATH=$(python3 scripts/setup.py --print libtorch)/lib
 export LD_LIBRARY_PATH
 seeds=$(mktemp -d)
 trap 'rm -rf "$seeds"' EXIT
+[ -d fuzz/corpus ] || { mkdir fuzz/corpus && tar -xJf fuzz/corpus.tar.xz -C fuzz/corpus; }
 targets=${TARGETS:-checkpoint pickle safetensors_header manifest image_gpt message png configuration}
 for target in checkpoint pickle safetensors_header manifest image_gpt; do mkdir "$seeds/$target"; done
 cp -r fuzz/seeds/* "$seeds"

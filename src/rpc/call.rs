@@ -269,9 +269,7 @@ impl Record {
             self.reason = status.get_details_error_info().map(|info| info.reason);
         }
     }
-}
 
-impl Record {
     /// How it ended: as the client was told, or as it would have been if it had read on. If there was nothing to tell, the
     /// client is gone.
     fn outcome(&mut self) -> Code {

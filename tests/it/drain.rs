@@ -237,7 +237,9 @@ async fn what_is_cut_at_the_limit_hears_that_the_server_ended() {
 #[tokio::test]
 async fn a_watch_that_nobody_reads_does_not_hold_the_end_up() {
     let daemon = Daemon::steady().await;
-    let mut deaf = HealthClient::new(connect_deaf(daemon.address));
+    // Not even one message has room on its way.
+    let deaf = Endpoint::from_shared(format!("http://{}", daemon.address)).unwrap().initial_stream_window_size(1);
+    let mut deaf = HealthClient::new(deaf.connect_lazy());
     let watched = deaf.watch(HealthCheckRequest { service: String::new() }).await.unwrap();
     let half = config().server.drain_timeout / 2;
     tokio::time::timeout(half, ends_in_time(daemon, Duration::ZERO)).await.expect("it is not waited for");
