@@ -21,6 +21,8 @@ use crate::security::Security;
 
 /// What answered calls may take to leave their connections, and engines to finish their last step, beyond the drain.
 const LINGER: Duration = Duration::from_millis(500);
+/// What the answers that are cut may take to be told so: a step or two, and the way to the client.
+const CUT_LINGER: Duration = Duration::from_millis(200);
 /// What engines may take to end once everything was cancelled: a step, unless a device hangs.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Operators at once, and calls of each.
@@ -244,7 +246,7 @@ impl App {
             tracing::warn!("requests were cut: they were still running at the end of the drain");
             // Who reads on hears that it was the server's end, and which.
             self.fleet.stopping().cancel();
-            _ = timeout(LINGER, connections.finish()).await;
+            _ = timeout(CUT_LINGER, connections.finish()).await;
         }
         drop(connections);
         self.fleet.stop(STOP_TIMEOUT).await;
