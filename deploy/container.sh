@@ -240,9 +240,14 @@ start --volume "$volume:/models:ro" --volume "$PWD/$out/run:/run/pixeld" --publi
     --env PIXELD__ADMIN__LISTEN=unix:/run/pixeld/admin.sock
 [ "$(ready)" = digits ] || fail "it serves $(ready) instead of digits"
 "$pixeld" sample --endpoint "$endpoint" "${draw[@]}" --npy $out/volume.npy
-"$python" -c 'import sys, urllib.request as u; print(u.urlopen(sys.argv[1], timeout=10).read().decode())' \
-    "http://$(quietly port $name 9464)/metrics" > $out/metrics
-grep -q '^pixeld_model_ready{model="digits"} 1$' $out/metrics || fail "metrics do not say that digits is ready"
+began=$(now)
+until # Gauges are set once a second.
+    "$python" -c 'import sys, urllib.request as u; print(u.urlopen(sys.argv[1], timeout=10).read().decode())' \
+        "http://$(quietly port $name 9464)/metrics" > $out/metrics
+    grep -q '^pixeld_model_ready{model="digits"} 1$' $out/metrics
+do
+    [ $(($(now) - began)) -lt 5000 ] || fail "metrics do not say that digits is ready"
+done
 grep -q '^pixeld_images_finished_total{.*} [1-9]' $out/metrics || fail "metrics do not say that images were drawn"
 say "metrics" "$(grep -c '^pixeld_' $out/metrics) samples, read from outside"
 revision() { "$pixeld" models --endpoint "$endpoint" --json | "$python" -c '

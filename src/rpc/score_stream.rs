@@ -12,7 +12,7 @@ use super::proto::stream_score_images_response::Event;
 use super::proto::{ScoreItem, ScoringCompleted, ScoringSpec, StreamScoreImagesRequest, StreamScoreImagesResponse};
 use super::scoring::Scoring;
 use super::status::cause;
-use super::{answer, convert};
+use super::{answer, convert, meter};
 use crate::engine::catalogue::Catalogue;
 use crate::engine::{Kind, Score, Timing};
 use crate::error::{Error, Violations};
@@ -43,6 +43,8 @@ pub(super) struct ScoreStream {
     closed: bool,
     done: bool,
     statistics: Statistics,
+    /// Summed over the items.
+    timing: Timing,
 }
 
 impl ScoreStream {
@@ -64,6 +66,7 @@ impl ScoreStream {
             closed: false,
             done: false,
             statistics: Statistics::default(),
+            timing: Timing::default(),
         }
     }
 
@@ -102,7 +105,7 @@ impl ScoreStream {
             };
             tokio::select! {
                 biased;
-                scored = front => return self.score(scored?.0).map(Event::Score),
+                scored = front => return self.score(scored?).map(Event::Score),
                 part = self.items.message(), if wants_item => match part {
                     Ok(Some(part)) => self.take(part.part)?,
                     Ok(None) => self.closed = true,
@@ -167,13 +170,16 @@ impl ScoreStream {
     }
 
     /// Turns the oldest item's result into its answer.
-    fn score(&mut self, scores: Vec<Score>) -> Result<super::proto::ImageScore, Error> {
+    fn score(&mut self, (scores, timing): (Vec<Score>, Timing)) -> Result<super::proto::ImageScore, Error> {
         let oldest = self.in_flight.pop_front().zip(scores.into_iter().next()).zip(self.scoring.as_ref());
         let Some((((item_id, _), score), scoring)) = oldest else {
             return Err(Error::EngineFault("an item was scored without a score".to_owned()));
         };
         let score = answer::score(item_id, score, scoring.handle.spec());
         self.statistics.add(score.bits_per_dim);
+        meter::finished(&scoring.handle.spec().name, scoring.scheduling.class, timing);
+        self.timing.queue += timing.queue;
+        self.timing.decode += timing.decode;
         Ok(score)
     }
 
@@ -187,6 +193,7 @@ impl ScoreStream {
             bits_per_dim_standard_error: self.statistics.standard_error(),
             model_revision: scoring.handle.spec().revision.clone(),
             model: answer::model_name(&scoring.handle.spec().name),
+            timing: Some(answer::timing(self.timing)),
         })
     }
 }

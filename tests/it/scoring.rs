@@ -114,6 +114,8 @@ async fn a_data_set_of_five_hundred_items_is_scored_in_order_with_its_aggregate(
     assert!((completed.mean_bits_per_dim - mean).abs() < 1e-9);
     assert!((completed.bits_per_dim_standard_error - (squares / (n - 1.0) / n).sqrt()).abs() < 1e-9);
     assert_eq!(completed.model_revision, "0123456789abcdef");
+    let decoding = completed.timing.unwrap().decode_duration.unwrap();
+    assert!(decoding.seconds > 0 || decoding.nanos > 0, "{decoding:?}");
 }
 
 #[tokio::test]
