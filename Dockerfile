@@ -53,8 +53,10 @@ RUN --mount=type=cache,target=/cache \
 FROM cpu AS cuda
 COPY --from=build-cuda /cuda/ /
 # TF32 stays off in modules of others too: their scores are to be exact.
-ENV PIXELD__ENGINE__BACKEND=torch PIXELD__ENGINE__DEVICE=auto PIXELD__ENGINE__CUDA_LIBRARIES=/opt/pixeld/cuda/torch/lib \
+ENV PIXELD__ENGINE__CUDA_LIBRARIES=/opt/pixeld/cuda/torch/lib \
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility NVIDIA_TF32_OVERRIDE=0
+# A file and not the environment, which would go before the file of whoever brings one: a chart that asks for cuda:0.
+CMD ["serve", "--config", "/opt/pixeld/cuda.toml"]
 
 # What is built unless another target is named.
 FROM cpu

@@ -52,6 +52,8 @@ REFUSED = [
     ({"autoscaling": {"kind": "keda"}, "metrics": {"enabled": False}}, "metrics"),
     ({"drain": {"timeoutSeconds": "30s"}}, "timeoutSeconds"),
     ({"image": {"digest": "sha256:12"}}, "digest"),
+    ({"config": {"server": {"drain_delay": "60s"}}}, "drain_delay"),
+    ({"networkPolicy": {"clients": []}}, "clients"),  # which Kubernetes takes for everybody
 ]
 
 faults: list[str] = []

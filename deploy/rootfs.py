@@ -7,7 +7,7 @@
 writes two trees, one for each layer. `libraries/` has every shared library that `ldd` finds, with the licence of each Debian
 package and its entry in /var/lib/dpkg/status.d, where scanners look for it. `program/` has the binary, the user, an empty
 /models, and /opt/pixeld/sbom.cdx.json: the crates of BOM (CycloneDX, from cargo-cyclonedx), the wheels and the packages. The second form writes what the image for
-GPUs has on top: below /opt/pixeld/cuda the libraries that the daemon loads for them, and SBOM with the wheels they are from.
+GPUs has on top: below /opt/pixeld/cuda the libraries that the daemon loads for them, its settings, and SBOM with the wheels.
 """
 
 import argparse
@@ -134,6 +134,7 @@ def lay_out_cuda(tree: Path, bom: dict, root: Path) -> None:
                        "purl": f"pkg:pypi/{name}@{version}", "hashes": [{"alg": "SHA-256", "content": pins[name]}],
                        "properties": wanted}])
     (root / PROGRAM / "sbom.cdx.json").write_text(json.dumps(bom, indent=1) + "\n")
+    (root / PROGRAM / "cuda.toml").write_text('[engine]\nbackend = "torch"\ndevice = "auto"\n')
 
 
 def add(bom: dict, components: list[dict]) -> None:

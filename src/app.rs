@@ -171,7 +171,7 @@ impl App {
             // Nobody waits for a model that is not loaded any more.
             _ = timeout(LINGER, async {
                 connections.finish().await;
-                connections.closed().await;
+                connections.closed(LINGER).await;
             })
             .await;
         }));
@@ -239,14 +239,18 @@ impl App {
             }
             health.close().await;
             connections.finish().await;
-            // Answers are on their way; what is still open now is a client that says nothing or reads nothing.
-            _ = timeout(LINGER, connections.closed()).await;
+            // Answers are on their way; what is still open then is a client that says nothing or reads nothing.
+            connections.closed(LINGER).await;
         };
         if timeout(server.drain_timeout, gently).await.is_err() {
             tracing::warn!("requests were cut: they were still running at the end of the drain");
             // Who reads on hears that it was the server's end, and which.
             self.fleet.stopping().cancel();
-            _ = timeout(CUT_LINGER, connections.finish()).await;
+            _ = timeout(CUT_LINGER, async {
+                connections.finish().await;
+                connections.closed(CUT_LINGER).await;
+            })
+            .await;
         }
         drop(connections);
         self.fleet.stop(STOP_TIMEOUT).await;

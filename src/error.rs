@@ -211,7 +211,7 @@ pub enum Error {
     },
     /// The client began to send a request and does not go on, or only a little at a time; or its stream paused while others
     /// wanted the memory that it held.
-    #[error("the rest of the request did not come in time")]
+    #[error("the rest of the request did not come in time, or its stream kept memory without need that others wanted")]
     RequestStalled,
     /// The request's deadline or queue timeout passed.
     #[error("deadline exceeded {}", match stage { DeadlineStage::Queue => "while waiting for a slot", DeadlineStage::MidStream => "mid-stream" })]

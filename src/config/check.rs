@@ -103,10 +103,10 @@ pub(super) fn check(settings: BTreeMap<String, Setting>) -> Result<Config, Viola
     let mut violations = reader.finish();
     if violations.is_empty() {
         let Server { max_request_bytes: message, max_upload_bytes: memory, .. } = config.server;
-        // A stream may hold a message and what it was inflated to.
-        if memory / 2 < message {
-            let least = ByteSize::b(2 * message as u64);
-            violations.add("server.max_upload_memory", format!("must be at least twice server.max_request, {least}, got {}: the largest messages could never be received", ByteSize::b(memory as u64)));
+        // What a message of packed numbers counts for.
+        if memory / 8 < message {
+            let least = ByteSize::b(8 * message as u64);
+            violations.add("server.max_upload_memory", format!("must be at least eight times server.max_request, {least}, got {}: the largest messages could never be received", ByteSize::b(memory as u64)));
         }
         if let (Some(device @ Device::Cuda(_)), Backend::Native) = (config.engine.device, config.engine.backend) {
             violations.add(

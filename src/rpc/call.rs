@@ -205,9 +205,11 @@ fn in_our_words(answer: Response<tonic::body::Body>) -> Response<tonic::body::Bo
         matches!(verdict.code(), Code::Internal | Code::OutOfRange | Code::ResourceExhausted)
             && verdict.details().is_empty()
     };
-    match verdict.filter(foreign) {
-        Some(verdict) => status(&bad("request", verdict.message())).into_http(),
-        None => answer,
+    match verdict {
+        // The connection broke, or the client took the call back: nobody hears of this.
+        Some(verdict) if verdict.code() == Code::Unknown => status(&Error::Cancelled).into_http(),
+        Some(verdict) if foreign(&verdict) => status(&bad("request", verdict.message())).into_http(),
+        _ => answer,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::io::{self, Cursor};
 use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
+use tokio_util::io::InspectWriter;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
@@ -22,9 +24,11 @@ use super::listen::Occasions;
 use super::upload::Uploads;
 use crate::security::Security;
 
-/// Upload windows: a stream may not hold more than this unread, nor all streams of a connection together.
+/// Upload windows: a stream may not hold more than this unread, nor all streams of a connection together. The transport ends a
+/// connection whose unread small frames would take half of the latter by its count, 256 bytes each whatever is in them: a dozen
+/// streams full of items of 72 bytes, which are honest, stay below.
 const STREAM_WINDOW: u32 = 64 << 10;
-const CONNECTION_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 4 << 20;
 /// Answer bytes that may wait in the transport for one stream: what a reader that stops keeps from us.
 const MAX_SEND_BUFFER: usize = 64 << 10;
 /// Resets in flight before a connection counts as an attack: a burst of honest cancels must stay below it.
@@ -63,6 +67,8 @@ pub(super) struct Connection {
     pub(super) limits: ConnectionLimits,
     pub(super) open: TaskTracker,
     pub(super) goodbye: CancellationToken,
+    /// Bytes handed to sockets, over all connections.
+    pub(super) written: Arc<AtomicU64>,
     routes: Routes,
     pub(super) uploads: Uploads,
     security: Security,
@@ -75,6 +81,7 @@ impl Connection {
             limits,
             open: TaskTracker::new(),
             goodbye: CancellationToken::new(),
+            written: Arc::default(),
             routes: routes.prepare(),
             uploads,
             security,
@@ -84,7 +91,8 @@ impl Connection {
 
     /// Serves one that came on `io`, to its end.
     pub(super) async fn run(self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
-        let limit = Instant::now() + self.limits.handshake_timeout;
+        let (limit, written) = (Instant::now() + self.limits.handshake_timeout, Arc::clone(&self.written));
+        let io = InspectWriter::new(io, move |bytes: &[u8]| _ = written.fetch_add(bytes.len() as u64, Relaxed));
         let Some(tls) = self.security.tls() else { return self.converse(io, limit).await };
         let handshake = timeout_at(limit, TlsAcceptor::from(tls).accept(io));
         let Some(shaken) = self.goodbye.run_until_cancelled(handshake).await else { return };

@@ -11,6 +11,8 @@ use futures_util::{Stream, StreamExt, stream};
 use prost_types::Duration;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
+use tracing::Instrument;
+use tracing::field::Empty;
 
 use super::call::Verdict;
 use super::deadline::{self, Deadline};
@@ -45,6 +47,8 @@ use crate::spec::ModelSpec;
 
 /// Requests of one stream that are answered at a time.
 const AT_ONCE: usize = 16;
+/// Longest id of a request, in bytes.
+const MAX_ID: usize = 256;
 /// What clients of Triton send with every request, or with every one of a stream, and means nothing here.
 const PASSED_OVER: [&str; 4] = ["sequence_id", "sequence_start", "sequence_end", "triton_enable_empty_final_response"];
 const INPUTS: [&str; 4] = [IMAGES, CLASS_LABEL, PREFIX, LOW_RESOLUTION];
@@ -90,6 +94,10 @@ impl Inference {
         let spec = handle.spec();
         let mut violations = Violations::new();
         check_version(&model_version, &spec.revision, &mut violations);
+        // Every answer repeats it, and a stream has one for each piece of an image.
+        if id.len() > MAX_ID {
+            violations.add("id", format!("must be at most {MAX_ID} bytes, got {}", id.len()));
+        }
         let wanted: Vec<String> = outputs.into_iter().map(|output| output.name).collect();
         let known = wanted.iter().enumerate().map(|(index, name)| {
             // Once each: an answer holds a copy of a tensor for every time that it is asked for.
@@ -491,8 +499,11 @@ impl GrpcInferenceService for Inference {
                 stream::iter([Err(cause(&broken).cloned().unwrap_or_else(bad))]).boxed()
             }
             Ok(request) => {
-                let id = request.id.clone();
-                let answers = stream::once(service.clone().stream(request, deadline)).flat_map(|begun| match begun {
+                let id = super::status::cut(&request.id, MAX_ID);
+                // The call's own span would gather the names of all its requests.
+                let span = tracing::info_span!("request", request_id = Empty, model = Empty);
+                let begun = service.clone().stream(request, deadline).instrument(span);
+                let answers = stream::once(begun).flat_map(|begun| match begun {
                     Ok(answers) => answers,
                     Err(status) => stream::iter([Err(status)]).boxed(),
                 });

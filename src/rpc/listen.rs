@@ -7,6 +7,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use futures_util::Stream;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_stream::StreamExt;
 use tonic::service::Routes;
 
@@ -114,9 +115,16 @@ impl Connections {
         self.connection.open.wait().await;
     }
 
-    /// Waits until every connection is closed.
-    pub(crate) async fn closed(&mut self) {
-        while self.tasks.join_next().await.is_some() {}
+    /// Waits until every connection is closed, which follows when the client has taken what it was answered, or until nobody
+    /// has taken anything for `patience`.
+    pub(crate) async fn closed(&mut self, patience: Duration) {
+        loop {
+            let before = self.connection.written.load(Relaxed);
+            let all = async { while self.tasks.join_next().await.is_some() {} };
+            if timeout(patience, all).await.is_ok() || self.connection.written.load(Relaxed) == before {
+                return;
+            }
+        }
     }
 }
 
@@ -196,6 +204,26 @@ mod tests {
                 } => {}
             }
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_waits_as_long_as_clients_take_what_they_were_answered() {
+        let patience = Duration::from_millis(200);
+        let mut connections = Connections::new(Routes::default(), LIMITS, Uploads::new(0, 0), Security::default());
+        let written = std::sync::Arc::clone(&connections.connection.written);
+        connections.tasks.spawn(async move {
+            let mut ticks = tokio::time::interval(patience / 2);
+            for _ in 0..=20 {
+                ticks.tick().await;
+                written.fetch_add(1, Relaxed);
+            }
+        });
+        let start = Instant::now();
+        connections.closed(patience).await;
+        assert_eq!(start.elapsed(), patience * 10, "to its end");
+        connections.tasks.spawn(std::future::pending());
+        connections.closed(patience).await;
+        assert_eq!(start.elapsed(), patience * 11, "one that takes nothing is not waited for");
     }
 
     #[test]

@@ -27,7 +27,7 @@ const PREFIX_BYTES: usize = 5;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes that win a second of it back: whoever sends more slowly runs out of it.
 const BYTES_A_SECOND: u32 = 64 << 10;
-/// How long a stream may pause, holding the memory of its largest message, once others find none.
+/// How long a stream may keep the memory of its largest message without one of half the size, once others find none.
 const MOST_PAUSE: Duration = Duration::from_secs(10);
 /// Calls that take images. The messages of all others are [`SMALL`].
 const LARGE: [&str; 6] = [
@@ -97,6 +97,7 @@ impl Uploads {
             stage: Stage::Due,
             pieces: BytesMut::new(),
             largest_yet: 0,
+            used: Instant::now(),
             patience: PATIENCE,
             waiting_since: None,
             timer: Box::pin(sleep_until(Instant::now() + PATIENCE)),
@@ -118,6 +119,8 @@ pub(super) struct Upload<B> {
     held: Option<OwnedSemaphorePermit>,
     /// What the largest message yet counts for.
     largest_yet: usize,
+    /// When a message came that counts for half as much or more.
+    used: Instant,
     /// While a stream pauses with memory in its hands: rings when somebody finds none.
     pressed: Option<WatchStream<()>>,
     streams: bool,
@@ -179,7 +182,11 @@ impl<B> Upload<B> {
             // The only message of a call is inflated and used up in one go, but a stream keeps the room for it.
             let keeps = compressed && self.streams;
             let inflated = if keeps { self.largest.min(length.saturating_mul(MOST_INFLATED)) } else { 0 };
-            self.largest_yet = self.largest_yet.max((length + inflated).saturating_mul(self.weight));
+            let counts = (length + inflated).saturating_mul(self.weight);
+            self.largest_yet = self.largest_yet.max(counts);
+            if counts >= self.largest_yet / 2 {
+                self.used = Instant::now();
+            }
         }
         self.hold(self.largest_yet + rest.saturating_sub(PREFIX_BYTES) * GATHERED)?;
         let handed = if gathering { self.pieces.split_to(whole).freeze() } else { data.slice(..whole) };
@@ -226,14 +233,14 @@ impl<B> Upload<B> {
             return Poll::Ready(Error::Draining);
         }
         let now = Instant::now();
-        let since = *self.waiting_since.get_or_insert_with(|| {
+        if self.waiting_since.is_none() {
+            self.waiting_since = Some(now);
             self.timer.as_mut().reset(now + self.patience);
-            now
-        });
+        }
         if self.stage == Stage::Pausing {
             let Some(pressed) = &mut self.pressed else { return Poll::Pending };
             while let Poll::Ready(Some(())) = Pin::new(&mut *pressed).poll_next(context) {
-                if now >= since + MOST_PAUSE {
+                if now >= self.used + MOST_PAUSE {
                     return Poll::Ready(Error::RequestStalled);
                 }
             }
@@ -272,10 +279,9 @@ impl<B: Body<Data = Bytes, Error: Into<AnyError>> + Unpin> Body for Upload<B> {
             }
             let frame = match Pin::new(&mut this.body).poll_frame(context) {
                 Poll::Ready(Some(Ok(frame))) => frame,
-                // The framework says what half a message is.
                 Poll::Ready(None) if !this.pieces.is_empty() => {
-                    this.stage = Stage::Ended;
-                    return Poll::Ready(Some(Ok(Frame::data(this.pieces.split().freeze()))));
+                    let half = Violations::one("request", "ended in the middle of a message");
+                    return this.refuse(half.into());
                 }
                 Poll::Ready(other) => return Poll::Ready(other.map(|frame| frame.map_err(Into::into))),
                 Poll::Pending => {
@@ -479,6 +485,8 @@ mod tests {
         assert!(want(1000).await.is_err());
         assert!(next(&mut pausing).now_or_never().is_none(), "it did not pause for long");
         tokio::time::advance(MOST_PAUSE).await;
+        feed.send(message(0, 10, 10)).await.unwrap();
+        assert!(next(&mut pausing).await.is_ok(), "small messages are not what it keeps the memory for");
         assert!(next(&mut pausing).now_or_never().is_none(), "nobody wants any");
         assert!(want(1000).await.is_err());
         assert_eq!(next(&mut pausing).await, Err(Error::RequestStalled));
@@ -497,6 +505,20 @@ mod tests {
             _ = next(&mut upload).now_or_never();
             uploads.close();
             assert_eq!(next(&mut upload).await, Err(Error::Draining));
+        }
+    }
+
+    #[tokio::test]
+    async fn half_a_message_at_the_end_is_refused() {
+        for path in [UNARY, STREAMS[0]] {
+            for sent in [message(0, 80, 0), message(0, 80, 20)] {
+                let uploads = uploads();
+                let (feed, mut upload) = upload(&uploads, path);
+                feed.send(sent).await.unwrap();
+                drop(feed);
+                assert!(matches!(next(&mut upload).await, Err(Error::Invalid(_))));
+                assert_eq!(uploads.free.available_permits(), LIMIT);
+            }
         }
     }
 
