@@ -107,6 +107,7 @@ print("streamed", filled, "values in", parts, "parts")
 # What cannot be is refused, by name.
 refused(lambda: client.infer("nobody", []), "nobody")
 refused(lambda: client.infer("steady", [], model_version="1"), "model_version")
+refused(lambda: client.infer("steady", [], request_id="x" * 257), "at most 256 bytes")
 refused(lambda: client.infer("steady", [], parameters={"seed": -1}), "parameters.seed")
 refused(lambda: client.infer("steady", [tensor("images", images.astype(np.float32), "FP32")]), "images.datatype")
 refused(lambda: client.infer("steady", [tensor("images", images[:, :1], "UINT8")]), "images.shape")
