@@ -16,7 +16,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
-use tokio::time::{interval, sleep, timeout};
+use tokio::time::{Instant, interval, sleep_until, timeout};
 
 use crate::metric::{self, Kind, Metric};
 
@@ -85,7 +85,7 @@ async fn answer(listener: tokio::net::TcpListener, metrics: PrometheusHandle) {
             (Ok(_), Err(_)) => tracing::debug!(most = MOST_READERS, "a reader of metrics too many was closed"),
             (Err(error), _) => {
                 tracing::warn!(%error, "cannot accept readers of metrics");
-                sleep(ACCEPT_PAUSE).await;
+                sleep_until(Instant::now() + ACCEPT_PAUSE).await;
             }
         }
     }
