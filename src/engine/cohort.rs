@@ -58,5 +58,8 @@ mod tests {
         assert_eq!(of(32, 1, 1, 32), 1, "at least one");
         assert_eq!(of(36, 1, 1, 32), 16);
         assert_eq!(of(0, 0, 4, 32), 16, "a model without state");
+        let execution = Execution { device: Device::Cuda(0), ..Execution::default() };
+        let spec = ModelSpec { execution, ..Scripted::new(1).0.spec().clone() };
+        assert_eq!(slots(&spec, 1, Cache { bytes: 1, cores: 1 }), 64, "a GPU has no such cache");
     }
 }

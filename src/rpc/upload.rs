@@ -189,12 +189,22 @@ impl<B> Upload<B> {
             }
         }
         self.hold(self.largest_yet + rest.saturating_sub(PREFIX_BYTES) * GATHERED)?;
-        let handed = if gathering { self.pieces.split_to(whole).freeze() } else { data.slice(..whole) };
-        if self.stage == Stage::Ended {
-            self.pieces = BytesMut::new();
-        } else if !gathering {
-            self.pieces.extend_from_slice(data.get(whole..).unwrap_or_default());
-        }
+        let all = if gathering { std::mem::take(&mut self.pieces) } else { BytesMut::new() };
+        let handed = match (gathering, whole) {
+            (true, 0) => {
+                self.pieces = all;
+                Bytes::new()
+            }
+            // The rest has room of its own: sharing it would keep all of the message for as long as the stream.
+            (true, _) => {
+                self.pieces.extend_from_slice(all.get(all.len() - rest..).unwrap_or_default());
+                all.freeze().slice(..whole)
+            }
+            (false, _) => {
+                self.pieces.extend_from_slice(data.get(data.len() - rest..).unwrap_or_default());
+                data.slice(..whole)
+            }
+        };
         if rest == 0 && self.streams && whole > 0 {
             self.stage = Stage::Pausing;
             self.pressed = self.held.is_some().then(|| WatchStream::from_changes(self.uploads.pressed.subscribe()));
@@ -506,6 +516,20 @@ mod tests {
             uploads.close();
             assert_eq!(next(&mut upload).await, Err(Error::Draining));
         }
+    }
+
+    #[tokio::test]
+    async fn a_message_that_was_handed_over_leaves_nothing_behind_on_a_stream() {
+        let uploads = uploads();
+        let (feed, mut upload) = upload(&uploads, STREAMS[0]);
+        feed.send(message(0, 1000, 500)).await.unwrap();
+        assert!(next(&mut upload).now_or_never().is_none());
+        // The next one begins in the same piece.
+        feed.send([vec![7; 500], message(0, 3, 0)].concat()).await.unwrap();
+        assert_eq!(next(&mut upload).await.unwrap().unwrap().len(), 1005);
+        assert!(!upload.pieces.try_reclaim(900), "its room is gone");
+        feed.send(vec![7; 3]).await.unwrap();
+        assert_eq!(next(&mut upload).await.unwrap().unwrap().len(), 8);
     }
 
     #[tokio::test]
