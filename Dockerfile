@@ -27,12 +27,13 @@ FROM scratch AS cpu
 # A layer that changes with libtorch and Debian, and one that changes with every commit.
 COPY --from=build /out/libraries/ /
 COPY --from=build /out/program/ /
-ENV PATH=/opt/pixeld/bin PIXELD__SERVER__LISTEN=0.0.0.0:50051 PIXELD__MODELS__ROOT=/models
+ENV PATH=/opt/pixeld/bin PIXELD__SERVER__LISTEN=0.0.0.0:50051 PIXELD__HEALTH__LISTEN=0.0.0.0:50052 \
+    PIXELD__MODELS__ROOT=/models
 USER 65532:65532
-EXPOSE 50051
+EXPOSE 50051 50052
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=30s --timeout=10s --start-period=60s \
-    CMD ["/opt/pixeld/bin/pixeld", "models", "--endpoint", "http://127.0.0.1:50051"]
+    CMD ["/opt/pixeld/bin/pixeld", "health", "--endpoint", "http://127.0.0.1:50052", "liveness"]
 ENTRYPOINT ["/opt/pixeld/bin/pixeld"]
 CMD ["serve"]
 ARG VERSION

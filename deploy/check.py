@@ -18,6 +18,7 @@ import json
 import os
 import re
 import sys
+import tomllib
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -54,6 +55,19 @@ REFUSED = [
     ({"image": {"digest": "sha256:12"}}, "digest"),
     ({"config": {"server": {"drain_delay": "60s"}}}, "drain_delay"),
     ({"networkPolicy": {"clients": []}}, "clients"),  # which Kubernetes takes for everybody
+    ({"autoscaling": {"kind": "keda"}}, "serviceMonitor"),  # which would find nothing to ask for
+    ({"metrics": {"enabled": False, "rules": {"enabled": True}}}, "rules"),
+    ({"config": {"engines": {}}}, "engines"),
+    ({"config": {"health": {"listen": ""}}}, "listen"),
+    ({"extraEnv": [{"name": "PIXELD__SERVER__DRAIN_TIMEOUT", "value": "1h"}]}, "extraEnv"),
+    ({"podLabels": {"app.kubernetes.io/name": "mine"}}, "app.kubernetes.io/name"),
+    ({"resources": {"claims": []}}, "claims"),
+    ({"resources": None}, "resources"),
+]
+# Values that only a template can refuse.
+FAILING = [
+    ({"autoscaling": {"kind": "hpa", "minReplicas": 5, "maxReplicas": 2}}, "pixeld", "minReplicas"),
+    ({}, "1st", "1st"),
 ]
 
 faults: list[str] = []
@@ -162,11 +176,17 @@ def agree(name: str, documents: list[dict]) -> None:
         for mount in container["volumeMounts"]:
             if mount["name"] not in volumes:
                 fault(f"{container['name']} mounts {mount['name']}, which is no volume")
+    (config,) = (d for d in documents if d["kind"] == "ConfigMap" and "pixeld.toml" in d["data"])
+    settings = tomllib.loads(config["data"]["pixeld.toml"])
+    ports = {daemon[probe]["grpc"]["port"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")}
+    if settings["health"]["listen"] != f"0.0.0.0:{ports.pop()}" or ports:
+        fault("probes ask where nothing answers them")
+    if any(isinstance(value, float) and value.is_integer() for value in settings.get("engine", {}).values()):
+        fault("a whole number is written as a fraction")
     services = [daemon[probe]["grpc"]["service"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")]
     if len(set(services)) != 3:
         fault(f"probes share a name: {services}")
-    (config,) = (d for d in documents if d["kind"] == "ConfigMap" and "pixeld.toml" in d["data"])
-    (drain,) = re.findall(r'drain_timeout = "(\d+)s"', config["data"]["pixeld.toml"])
+    drain = settings["server"]["drain_timeout"].removesuffix("s")
     before = daemon["lifecycle"]["preStop"]["sleep"]["seconds"]
     if pod["terminationGracePeriodSeconds"] < before + int(drain) + 10:
         fault(f"a pod is killed after {pod['terminationGracePeriodSeconds']} s, in the drain of {before} + {drain} s")
@@ -186,6 +206,17 @@ def chart(write: bool) -> int:
             except helm.HelmError as error:
                 if word not in str(error):
                     faults.append(f"values.schema.json refuses {values} with other words: {error}")
+        for values, release, word in FAILING:
+            try:
+                loaded.render(values, name=release, namespace="pixeld", is_install=True)
+                faults.append(f"the chart renders {values} for {release}")
+            except helm.HelmError as error:
+                if word not in str(error):
+                    faults.append(f"the chart refuses {values} for {release} with other words: {error}")
+        known = set(tomllib.loads((DEPLOY / "config.example.toml").read_text()))
+        taken = set(json.loads((CHART / "values.schema.json").read_text())["properties"]["config"]["properties"])
+        if known != taken:
+            faults.append(f"values.schema.json has other sections than the configuration: {sorted(known ^ taken)}")
         for file in [None, *sorted(path.name for path in (CHART / "ci").glob("*.yaml"))]:
             name = (file or "defaults").removesuffix("-values.yaml")
             loaded.validate_schema(values_of(file))

@@ -197,7 +197,7 @@ stop_at_leisure() {
 ready() { "$pixeld" models --endpoint "$endpoint" | awk '$2 == "ready" { print $1 }' | sort | xargs; }
 
 code=0
-engine run --rm "${limits[@]}" $image models --endpoint http://127.0.0.1:50051 > /dev/null 2>&1 || code=$?
+engine run --rm "${limits[@]}" $image health --endpoint http://127.0.0.1:50052 liveness > /dev/null 2>&1 || code=$?
 [ $code = 69 ] || fail "without a server, the health check ended with $code"
 
 start

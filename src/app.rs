@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::engine::catalogue::{Catalogue, State};
 use crate::fleet::{Fleet, Packages, Settings};
 pub use crate::fleet::{Load, Source};
-use crate::rpc::{self, ConnectionLimits, Connections, ServerInfo, Uploads};
+use crate::rpc::{self, ConnectionLimits, Connections, Routes, ServerInfo, Uploads};
 use crate::security::Security;
 
 /// What answered calls may take to leave their connections, and engines to finish their last step, beyond the drain.
@@ -27,8 +27,8 @@ const CUT_LINGER: Duration = Duration::from_millis(200);
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Operators at once, and calls of each.
 const OPERATORS: u32 = 32;
-/// Request messages of operators, in bytes: a name or two.
-const ADMIN_REQUEST_BYTES: usize = 64 << 10;
+/// Request messages of operators and probes, in bytes: a name or two.
+const SMALL_REQUEST_BYTES: usize = 64 << 10;
 
 /// Why serving ended other than by being asked to.
 #[derive(Debug, thiserror::Error)]
@@ -55,7 +55,8 @@ pub struct App {
     /// Cancelled by an operator who wants it to end.
     drain: CancellationToken,
     log: Option<rpc::LogFilter>,
-    admin: Option<JoinHandle<()>>,
+    /// Listeners beside that of clients.
+    beside: Vec<JoinHandle<()>>,
     /// Ends the models of an app that was never served.
     _stop: DropGuard,
     security: Security,
@@ -98,7 +99,7 @@ impl App {
             health: rpc::Health::new(),
             drain: CancellationToken::new(),
             log: None,
-            admin: None,
+            beside: Vec::new(),
             _stop: stop,
         }
     }
@@ -154,7 +155,6 @@ impl App {
         let info = ServerInfo { backend: engine.backend, device, precision: engine.precision, ..now };
         let routes = rpc::admin_services(&self.fleet, self.log.clone(), info, self.drain.clone(), &self.health)
             .map_err(|error| AppError::Services(error.into()))?;
-        let uploads = Uploads::new(ADMIN_REQUEST_BYTES * 64, ADMIN_REQUEST_BYTES);
         // Operators may stay for as long as they like.
         let limits = ConnectionLimits {
             most: OPERATORS,
@@ -163,9 +163,34 @@ impl App {
             age: None,
             ..self.config.server.connections
         };
-        let mut connections = Connections::new(routes, limits, uploads, self.security.within_the_machine());
+        self.serve_beside(incoming, routes, limits, self.security.within_the_machine());
+        Ok(())
+    }
+
+    /// Answers health, and nothing else, on the connections of `incoming`, in plain text and to everybody, until the app has
+    /// ended. Must be called within a tokio runtime.
+    pub fn answer_probes<IO>(&mut self, incoming: impl Stream<Item = io::Result<IO>> + Send + 'static)
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let routes = rpc::health_services(&self.health);
+        self.serve_beside(incoming, routes, self.config.server.connections, Security::default());
+    }
+
+    /// Serves `routes`, whose messages are small, until the app has ended.
+    fn serve_beside<IO>(
+        &mut self,
+        incoming: impl Stream<Item = io::Result<IO>> + Send + 'static,
+        routes: Routes,
+        limits: ConnectionLimits,
+        security: Security,
+    ) where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let uploads = Uploads::new(SMALL_REQUEST_BYTES * 64, SMALL_REQUEST_BYTES);
+        let mut connections = Connections::new(routes, limits, uploads, security);
         let stop = self.fleet.stopping();
-        self.admin = Some(tokio::spawn(async move {
+        self.beside.push(tokio::spawn(async move {
             let mut incoming = pin!(incoming.fuse());
             stop.run_until_cancelled(connections.serve(&mut incoming)).await;
             // Nobody waits for a model that is not loaded any more.
@@ -175,7 +200,6 @@ impl App {
             })
             .await;
         }));
-        Ok(())
     }
 
     /// Serves connections until `shutdown` resolves, an operator wants it to end, a model breaks, or `incoming` has ended and every connection is
@@ -254,8 +278,8 @@ impl App {
         }
         drop(connections);
         self.fleet.stop(STOP_TIMEOUT).await;
-        if let Some(admin) = self.admin.take() {
-            _ = admin.await;
+        for listener in self.beside.drain(..) {
+            _ = listener.await;
         }
         breakdown.map_or(Ok(()), |(name, why)| Err(AppError::ModelBroke { name, why }))
     }

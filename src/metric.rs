@@ -85,12 +85,19 @@ pub const FIRST_VALUE_SECONDS: Metric = seconds(
     &["model"],
     "From the submission of a finished sampling request to its first value",
 );
-/// A step.
-pub const STEP_SECONDS: Metric = seconds(
-    "pixeld_step_seconds",
+/// The pace of values.
+pub const INTER_VALUE_SECONDS: Metric = seconds(
+    "pixeld_inter_value_seconds",
     5e-6,
     &["model"],
     "One decode step of one shard, with draws and what else its tick did: the time between two values of an image",
+);
+/// The parts of a step.
+pub const STEP_SECONDS: Metric = seconds(
+    "pixeld_step_seconds",
+    5e-6,
+    &["model", "phase"],
+    "A decode step by what took the time: join (slots opened and closed, prefixes taken in), network, draw (values drawn, readers woken)",
 );
 /// Images of a step.
 pub const STEPPED: Metric = counter(
@@ -138,6 +145,12 @@ pub const PROGRESS_AGE: Metric = gauge(
     &["model"],
     "Time since the shard that is worst off got something done, 0 without work; much more than a step means that it is stuck",
 );
+/// Memory of the device.
+pub const DEVICE_MEMORY: Metric = gauge(
+    "pixeld_device_memory_bytes",
+    &["model", "kind"],
+    "What a model is counted with against engine.max_model_memory: weights, state of its slots, state of scoring; activations come on top",
+);
 /// Readiness.
 pub const READY: Metric = gauge("pixeld_model_ready", &["model"], "1 while the model serves, otherwise 0");
 /// Build.
@@ -153,6 +166,7 @@ pub const ALL: &[Metric] = &[
     RPC_SECONDS,
     QUEUE_SECONDS,
     FIRST_VALUE_SECONDS,
+    INTER_VALUE_SECONDS,
     STEP_SECONDS,
     STEPPED,
     SCORE_SECONDS,
@@ -167,6 +181,7 @@ pub const ALL: &[Metric] = &[
     SUBMITTED,
     GIVEN_UP,
     PROGRESS_AGE,
+    DEVICE_MEMORY,
     READY,
     BUILD,
 ];

@@ -35,6 +35,8 @@ fn put(root: &Path, name: &str, sharpness: &str) {
 struct Server {
     child: Child,
     url: String,
+    /// Where it answers probes.
+    probes: String,
     socket: PathBuf,
     log: BufReader<ChildStderr>,
     folder: tempfile::TempDir,
@@ -53,13 +55,15 @@ impl Server {
         command.env("PIXELD__MODELS__EMBEDDED", "false").stdin(Stdio::null());
         command.args(["serve", "--listen", "127.0.0.1:0", "--set", "engine.shards=2", "--models"]).arg(folder.path());
         command.arg("--set").arg(format!("admin.listen=unix:{}", socket.display()));
+        let probes = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        command.arg("--set").arg(format!("health.listen={probes}"));
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
         let line = lines.next().unwrap();
         let url = format!("http://{}", line.strip_prefix("listening on ").expect("the first line"));
         assert_eq!(lines.next().as_deref(), Some("ready"));
         let log = BufReader::new(child.stderr.take().unwrap());
-        Self { url, socket, log, folder, child }
+        Self { url, probes: format!("http://{probes}"), socket, log, folder, child }
     }
 
     fn admin(&self, words: &[&str]) -> Output {
@@ -111,6 +115,27 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+#[test]
+fn health_is_told_by_an_exit_code() {
+    let server = Server::start();
+    let health = |words: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pixeld"));
+        let output = command.arg("health").args(words).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap())
+    };
+    assert_eq!(health(&["--endpoint", &server.url]), (Some(0), "readiness serves\n".to_owned()));
+    assert_eq!(health(&["--endpoint", &server.probes, "liveness"]), (Some(0), "liveness serves\n".to_owned()));
+    assert_eq!(health(&["--endpoint", &server.probes, "models/toy"]).0, Some(0));
+    let (code, said) = health(&["--endpoint", &server.url, "models/nobody"]);
+    assert!(code == Some(64) && said.contains("models/nobody"), "{said}");
+    put(server.folder.path(), "wrong", "\"much\"");
+    assert!(!server.admin(&["load", "wrong"]).status.success());
+    let (code, said) = health(&["--endpoint", &server.url, "models/wrong"]);
+    assert!(code == Some(69) && said.contains("models/wrong does not serve"), "{code:?} {said}");
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    assert_eq!(health(&["--endpoint", &format!("http://{nobody}")]).0, Some(69));
 }
 
 #[test]

@@ -64,6 +64,7 @@ fn what_cannot_be_simulated_is_refused_with_the_reason() {
             &["--step", "4096:9", "--steps-per-image", "9", "--slots", "4096", "--replicas", "99999"],
             "must be at most 16777216, got 409595904",
         ),
+        (&["--step", "16:100000", "--steps-per-image", "900", "--find"], "an image alone takes 90s"),
         (&["/no/such/steps.json", "--replicas", "1"], "/no/such/steps.json"),
     ] {
         let output = capacity(&[flags, &DEMAND].concat());

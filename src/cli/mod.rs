@@ -12,6 +12,7 @@ mod connect;
 mod draw;
 mod failure;
 mod from_images;
+mod health;
 mod images;
 mod import;
 mod input;
@@ -62,6 +63,8 @@ enum Command {
     Upscale(upscale::Upscale),
     /// Score images: exact likelihood in bits per dimension
     Score(score::Score),
+    /// Ask whether a server serves
+    Health(health::Health),
     /// List models
     Models(models::Models),
     /// Operate a server: load, reload and unload models, move aliases, end it
@@ -107,6 +110,7 @@ fn execute(command: Command) -> Result<(), Failure> {
             Command::Complete(complete) => Box::pin(complete.run()).await,
             Command::Upscale(upscale) => Box::pin(upscale.run()).await,
             Command::Score(score) => Box::pin(score.run()).await,
+            Command::Health(health) => Box::pin(health.run()).await,
             Command::Models(models) => Box::pin(models.run()).await,
             Command::Admin(admin) => Box::pin(admin.run()).await,
             Command::Check(check) => Box::pin(check.run()).await,

@@ -49,6 +49,14 @@ impl Serve {
         let listener = Listener::bind(address).await.map_err(|error| {
             Failure::Usage(format!("cannot listen on {address}: {error}; choose another with --listen"))
         })?;
+        let probes = match config.health.listen {
+            Some(address) => Some(
+                Listener::bind(address)
+                    .await
+                    .map_err(|error| Failure::Usage(format!("health.listen: cannot listen on {address}: {error}")))?,
+            ),
+            None => None,
+        };
         let bound = listener.local_addr().map_err(|error| Failure::Internal(error.to_string()))?;
         let [protected, open] = security.groups();
         tracing::info!(
@@ -76,6 +84,10 @@ impl Serve {
         let log = telemetry.filter();
         let log = LogFilter::new(move |filter| log.set(filter));
         let mut app = packages::start(config)?.guarded(security).logging(log);
+        if let Some(probes) = probes {
+            tracing::info!(address = ?probes.local_addr(), "answering probes");
+            app.answer_probes(probes);
+        }
         if let Some(admin) = admin {
             app.administer(admin).map_err(|error| Failure::Internal(error.to_string()))?;
         }

@@ -13,7 +13,7 @@ use humantime_serde::re::humantime::{format_duration, parse_duration};
 use tracing_subscriber::EnvFilter;
 
 use super::layers::Setting;
-use super::{Admin, AdminAddress, Config, Engine, Log, Metrics, Models, Server, Trace};
+use super::{Admin, AdminAddress, Config, Engine, Health, Log, Metrics, Models, Server, Trace};
 use crate::engine::EngineConfig;
 use crate::engine::catalogue::bare;
 use crate::error::Violations;
@@ -90,6 +90,7 @@ pub(super) fn check(settings: BTreeMap<String, Setting>) -> Result<Config, Viola
             unread_timeout: reader.time("limits.unread_timeout", SHORTEST..=LONGEST),
         },
         admin: Admin { listen: reader.read("admin.listen", parse_admin).flatten() },
+        health: Health { listen: reader.read("health.listen", parse_address_or_none).flatten() },
         metrics: Metrics { listen: reader.read("metrics.listen", parse_address_or_none).flatten() },
         log: Log {
             filter: reader.read("log.filter", |text| log_filter(text).map(|_| text.to_owned())).unwrap_or_default(),

@@ -38,6 +38,8 @@ pub struct Config {
     pub limits: Limits,
     /// Where operators are served.
     pub admin: Admin,
+    /// Where probes are answered.
+    pub health: Health,
     /// Where metrics are.
     pub metrics: Metrics,
     /// What is logged.
@@ -163,6 +165,13 @@ impl fmt::Display for AdminAddress {
             AdminAddress::Loopback(address) => write!(f, "{address}"),
         }
     }
+}
+
+/// The listener of probes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Health {
+    /// Address and port; `None`: health is asked for on the other listeners alone.
+    pub listen: Option<SocketAddr>,
 }
 
 /// The listener of Prometheus.

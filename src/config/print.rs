@@ -15,6 +15,7 @@ use crate::security::Group;
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let metrics = self.metrics.listen.map(|listen| listen.to_string()).unwrap_or_default();
+        let health = self.health.listen.map(|listen| listen.to_string()).unwrap_or_default();
         let admin = self.admin.listen.as_ref().map(ToString::to_string).unwrap_or_default();
         // Quoted, since a dot in a name would begin another section.
         let aliases =
@@ -28,7 +29,7 @@ impl fmt::Display for Config {
         let tokens =
             Group::ALL.map(|group| (group.key().rsplit('.').next().unwrap_or_default(), path(self.auth.get(&group))));
         let connections = &self.server.connections;
-        let sections: [(&str, &[(&str, Value)]); 11] = [
+        let sections: [(&str, &[(&str, Value)]); 12] = [
             (
                 "server",
                 &[
@@ -93,6 +94,7 @@ impl fmt::Display for Config {
                 ],
             ),
             ("admin", &[("listen", admin.into())]),
+            ("health", &[("listen", health.into())]),
             ("metrics", &[("listen", metrics.into())]),
             ("log", &[("filter", self.log.filter.clone().into()), ("json", self.log.json.into())]),
             (

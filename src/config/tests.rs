@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use config::Map;
 
-use super::Metrics;
 use super::layers::DEFAULTS;
 use super::*;
+use super::{Health, Metrics};
 use crate::error::Violations;
 
 fn environment(variables: &[(&str, &str)]) -> Option<Map<String, String>> {
@@ -74,6 +74,7 @@ fn the_defaults_are_those_of_the_example_file() {
             queue_timeout: Duration::from_secs(3600),
             unread_timeout: Duration::from_secs(30),
         },
+        health: Health::default(),
         metrics: Metrics::default(),
         log: Log { filter: "info".to_owned(), json: false },
         trace: Trace { endpoint: None, ratio: 1.0 },

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::event::Promise;
 use super::guarded::Guarded;
@@ -71,6 +71,8 @@ pub(super) struct Core {
     pub(super) stepping: Vec<Advance>,
     /// When the last step ended, since there has been work without a break.
     pub(super) stepped: Option<Instant>,
+    /// Time that the network took in the step being made.
+    pub(super) network: Duration,
     /// When all readers were last told what they had not been.
     pub(super) told: Option<Instant>,
     pub(super) shard: Arc<Shard>,
@@ -99,6 +101,7 @@ impl Core {
             pass: Pass::default(),
             stepped: None,
             told: None,
+            network: Duration::ZERO,
             stepping: Vec::with_capacity(spec.slots as usize),
             meter: Meter::new(&spec.name),
             shard,

@@ -68,7 +68,10 @@ impl Core {
         if let Some(absorb) = &plan.absorb {
             self.absorb(absorb, &mut outcome)?;
         }
+        let mut joined = began;
         if !plan.advance.is_empty() {
+            joined = (self.clock)();
+            self.network = Duration::ZERO;
             self.advance(&plan.advance, began, &mut outcome)?;
         }
         let mut now = (self.clock)();
@@ -78,7 +81,8 @@ impl Core {
             let last = self.stepped.replace(now);
             self.shard.gauges.stepped(last.map_or(outcome.sampling, |last| now.duration_since(last)));
             let images = plan.advance.len() as u32;
-            self.meter.stepped(outcome.sampling, images, images * self.spec.values_per_step());
+            let values = images * self.spec.values_per_step();
+            self.meter.stepped(outcome.sampling, joined.duration_since(began), self.network, images, values);
         }
         if let Some(slice) = &plan.score {
             let began = now;
@@ -152,7 +156,9 @@ impl Core {
         if rows.is_empty() {
             return Ok(());
         }
+        let asked = (self.clock)();
         let stepped = self.model.step(&rows, &mut self.rows);
+        self.network += (self.clock)().duration_since(asked);
         if let (Err(ModelError::Memory(why)), 2.., false) =
             (&stepped, stepping.len(), self.spec.execution.carries_state)
         {

@@ -10,6 +10,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::core::Command;
 use super::event::{Promise, SampleBuffer};
+use super::footprint::Footprint;
 use super::gauges::Load;
 use super::health::Health;
 use super::part::{Part, Whole};
@@ -224,6 +225,13 @@ impl Handle {
     #[must_use]
     pub fn health(&self) -> watch::Receiver<Health> {
         self.shared.health.subscribe()
+    }
+
+    /// What the model is counted with against the memory that models may take.
+    #[must_use]
+    pub fn footprint(&self) -> Footprint {
+        let shards = self.shared.shards.len().max(1) as u32;
+        Footprint::of(self.spec(), self.spec().slots / shards, shards)
     }
 
     /// How busy the engine is; a few loads of atomics.

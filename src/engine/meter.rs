@@ -12,7 +12,8 @@ use crate::metric;
 
 /// Handles of one shard, taken once: looking one up by its labels costs as much as a step of a small model.
 pub(super) struct Meter {
-    steps: Histogram,
+    between_values: Histogram,
+    phases: [Histogram; 3],
     images: Counter,
     values: Counter,
     slices: Histogram,
@@ -27,7 +28,10 @@ impl Meter {
         let label = || [("model", model.to_owned())];
         let finished = |work| metrics::counter!(metric::FINISHED.name, "model" => model.to_owned(), "work" => work);
         Self {
-            steps: metrics::histogram!(metric::STEP_SECONDS.name, &label()),
+            between_values: metrics::histogram!(metric::INTER_VALUE_SECONDS.name, &label()),
+            phases: ["join", "network", "draw"].map(
+                |phase| metrics::histogram!(metric::STEP_SECONDS.name, "model" => model.to_owned(), "phase" => phase),
+            ),
             images: metrics::counter!(metric::STEPPED.name, &label()),
             values: metrics::counter!(metric::VALUES.name, &label()),
             slices: metrics::histogram!(metric::SCORE_SECONDS.name, &label()),
@@ -37,9 +41,14 @@ impl Meter {
         }
     }
 
-    /// A step of `images` images took `took` and decided `values` values.
-    pub(super) fn stepped(&self, took: Duration, images: u32, values: u32) {
-        self.steps.record(took);
+    /// A step of `images` images took `took` and decided `values` values; `join` of it went to slots and prefixes, `network` to
+    /// the network.
+    pub(super) fn stepped(&self, took: Duration, join: Duration, network: Duration, images: u32, values: u32) {
+        self.between_values.record(took);
+        let [joining, computing, drawing] = &self.phases;
+        joining.record(join);
+        computing.record(network);
+        drawing.record(took.saturating_sub(join + network));
         self.images.increment(images.into());
         self.values.increment(values.into());
     }
@@ -85,6 +94,10 @@ pub fn observe(catalogue: &Catalogue, seen: &mut BTreeSet<String>) {
                 .set(f64::from(queued));
         }
         set(metric::SCORING, load.scoring.into());
+        let memory = state.as_ref().and_then(State::handle).map(Handle::footprint).unwrap_or_default();
+        for (kind, bytes) in [("weights", memory.weights), ("slots", memory.slots), ("scoring", memory.scoring)] {
+            metrics::gauge!(metric::DEVICE_MEMORY.name, "model" => name.clone(), "kind" => kind).set(bytes as f64);
+        }
         set(metric::PROGRESS_AGE, load.since_progress.unwrap_or_default().as_secs_f64());
     }
 }

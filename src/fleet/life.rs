@@ -13,8 +13,9 @@ use super::fit::{LOW_MODEL, fits_below};
 use super::memory::Share;
 use super::{Inner, Source, listed};
 use crate::engine::catalogue::State;
+use crate::engine::footprint::Footprint;
 use crate::engine::health::Health;
-use crate::engine::{Engine, Handle, cohort, footprint};
+use crate::engine::{Engine, Handle, cohort};
 use crate::error::{Error, Violations};
 use crate::machine;
 use crate::model::PixelModel;
@@ -344,7 +345,7 @@ fn build(
     // Only a model that has been built knows what it takes.
     let spec = model.spec();
     let slots = if fixed_slots { spec.slots } else { cohort::slots(spec, shards, machine::last_level_cache()) };
-    share.resize(footprint::bytes(spec, slots, shards))?;
+    share.resize(Footprint::of(spec, slots, shards).total())?;
     if slots == spec.slots {
         return Ok((model, share));
     }

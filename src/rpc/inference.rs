@@ -52,7 +52,6 @@ const MAX_ID: usize = 256;
 /// What clients of Triton send with every request, or with every one of a stream, and means nothing here.
 const PASSED_OVER: [&str; 4] = ["sequence_id", "sequence_start", "sequence_end", "triton_enable_empty_final_response"];
 const INPUTS: [&str; 4] = [IMAGES, CLASS_LABEL, PREFIX, LOW_RESOLUTION];
-const OUTPUTS: [&str; 5] = [IMAGES, VALUES, LOG_PROBS, LOG_LIKELIHOOD, BITS_PER_DIM];
 const IMAGES: &str = "images";
 const CLASS_LABEL: &str = "class_label";
 const PREFIX: &str = "prefix";
@@ -75,6 +74,17 @@ pub(super) enum Task {
     Score(ScoreImagesRequest),
 }
 
+impl Task {
+    /// What can be asked for of its answer, or of the stream of them.
+    fn outputs(&self, streamed: bool) -> &'static [&'static str] {
+        match (self, streamed) {
+            (Task::Sample { .. }, false) => &[IMAGES, LOG_LIKELIHOOD],
+            (Task::Sample { .. }, true) => &[VALUES, LOG_PROBS, LOG_LIKELIHOOD],
+            (Task::Score(_), _) => &[LOG_PROBS, LOG_LIKELIHOOD, BITS_PER_DIM],
+        }
+    }
+}
+
 /// A request that was understood.
 pub(super) struct Call {
     handle: Handle,
@@ -87,7 +97,8 @@ pub(super) struct Call {
 type Answers = Pin<Box<dyn Stream<Item = Result<ModelInferResponse, Status>> + Send>>;
 
 impl Inference {
-    pub(super) fn read(&self, request: ModelInferRequest) -> Result<Call, Error> {
+    /// What `request` asks for; whether it is answered by a stream decides which outputs there are.
+    pub(super) fn read(&self, request: ModelInferRequest, streamed: bool) -> Result<Call, Error> {
         let ModelInferRequest { model_name, model_version, id, parameters, inputs, outputs, raw_input_contents } =
             request;
         let handle = self.generations.catalogue.resolve(&model_name)?;
@@ -99,13 +110,6 @@ impl Inference {
             violations.add("id", format!("must be at most {MAX_ID} bytes, got {}", id.len()));
         }
         let wanted: Vec<String> = outputs.into_iter().map(|output| output.name).collect();
-        let known = wanted.iter().enumerate().map(|(index, name)| {
-            // Once each: an answer holds a copy of a tensor for every time that it is asked for.
-            OUTPUTS.contains(&name.as_str()) && !wanted.iter().take(index).any(|before| before == name)
-        });
-        if let Some(wrong) = known.zip(&wanted).find_map(|(known, name)| (!known).then_some(name)) {
-            violations.add("outputs", format!("must be some of {}, each once, got {wrong:?}", OUTPUTS.join(", ")));
-        }
         let mut tensors = tensors::read(inputs, raw_input_contents, &INPUTS, &mut violations);
         let mut parameters = Parameters::new(parameters);
         let scheduling = parameters.whole::<i64>("timeout", &mut violations).map(|microseconds| SchedulingParams {
@@ -147,6 +151,7 @@ impl Inference {
                 Task::Sample { spec: Box::new(spec), granularity }
             }
         };
+        check_outputs(&wanted, task.outputs(streamed), &mut violations);
         parameters.finish(&PASSED_OVER, &mut violations);
         violations.into_result(())?;
         Ok(Call { handle, id, wanted, task })
@@ -230,7 +235,7 @@ impl Inference {
 
     /// A request and everything that answers it in a stream.
     async fn stream(self, request: ModelInferRequest, deadline: Option<Instant>) -> Result<Answers, Status> {
-        let call = self.read(request).map_err(|error| status(&error))?;
+        let call = self.read(request, true).map_err(|error| status(&error))?;
         let (spec, granularity) = match call.task {
             Task::Sample { spec, granularity } => (spec, granularity),
             Task::Score(_) => {
@@ -283,6 +288,17 @@ fn check_version(version: &str, revision: &str, violations: &mut Violations) {
     if ![revision, ""].contains(&version) {
         let given: String = version.chars().take(100).collect();
         violations.add("model_version", format!("must be empty or {revision:?}, the only one, got {given:?}"));
+    }
+}
+
+fn check_outputs(wanted: &[String], given: &[&str], violations: &mut Violations) {
+    let known = wanted.iter().enumerate().map(|(index, name)| {
+        // Once each: an answer holds a copy of a tensor for every time that it is asked for.
+        given.contains(&name.as_str()) && !wanted.iter().take(index).any(|before| before == name)
+    });
+    if let Some(wrong) = known.zip(wanted).find_map(|(known, name)| (!known).then_some(name)) {
+        let wrong: String = wrong.chars().take(100).collect();
+        violations.add("outputs", format!("must be some of {}, each once, got {wrong:?}", given.join(", ")));
     }
 }
 
@@ -480,7 +496,7 @@ impl GrpcInferenceService for Inference {
 
     async fn model_infer(&self, request: Request<ModelInferRequest>) -> Result<Response<ModelInferResponse>, Status> {
         let deadline = deadline::of(&request);
-        let call = self.read(request.into_inner()).map_err(|error| status(&error))?;
+        let call = self.read(request.into_inner(), false).map_err(|error| status(&error))?;
         self.infer(call, deadline).await.map(Response::new)
     }
 

@@ -66,7 +66,7 @@ impl Messages {
         match kind {
             Kind::Generation => self.generation(decode(message)?),
             Kind::Scoring => self.scoring(decode(message)?),
-            Kind::Inference => match self.0.read(decode::<ModelInferRequest>(message)?)?.task {
+            Kind::Inference => match self.0.read(decode::<ModelInferRequest>(message)?, true)?.task {
                 Task::Sample { spec, granularity } => self.generation(StreamGenerateImagesRequest {
                     spec: Some(*spec),
                     flush: Some(super::proto::FlushPolicy { granularity: granularity.into(), max_delay: None }),

@@ -46,7 +46,7 @@ pub use status::{DOMAIN, PUSHBACK};
 use tokio_util::sync::CancellationToken;
 use tonic::codec::CompressionEncoding::Gzip;
 use tonic::server::NamedService;
-use tonic::service::Routes;
+pub(crate) use tonic::service::Routes;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::HealthService;
 pub(crate) use upload::Uploads;
@@ -112,6 +112,11 @@ pub(crate) fn admin_services(
     let admin = AdminServiceServer::new(Admin { fleet: fleet.clone(), log, info, drain });
     let names = [name(&admin)];
     with_health_and_reflection(Routes::new(admin), health, proto::ADMIN_DESCRIPTORS, &names)
+}
+
+/// Health alone, for probes, which have neither certificates nor tokens.
+pub(crate) fn health_services(health: &Health) -> Routes {
+    Routes::new(HealthServer::new(HealthService::from_health_reporter(health.reporter())))
 }
 
 /// `routes`, whose services are called `names` and described by `descriptors`, and beside them what every listener has.

@@ -114,3 +114,6 @@ refused(lambda: client.infer("steady", [tensor("images", images[:, :1], "UINT8")
 refused(lambda: client.infer("steady", [tensor("image", images, "UINT8")]), "inputs[0].name")
 refused(lambda: client.infer("steady", [], outputs=[triton.InferRequestedOutput("logits")]), "outputs")
 refused(lambda: client.infer("steady", [], outputs=[triton.InferRequestedOutput("images")] * 2), "each once")
+refused(lambda: client.infer("steady", [], outputs=[triton.InferRequestedOutput("bits_per_dim")]), "images, log_likelihood")
+scores = [tensor("images", images, "UINT8")]
+refused(lambda: client.infer("steady", scores, outputs=[triton.InferRequestedOutput("images")]), "bits_per_dim")

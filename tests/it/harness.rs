@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use pixeld::app::{App, AppError, Source};
-use pixeld::config::{Admin, Config, Engine, Log, Metrics, Models, Server, Trace};
+use pixeld::config::{Admin, Config, Engine, Health, Log, Metrics, Models, Server, Trace};
 use pixeld::engine::catalogue::{Catalogue, State};
 use pixeld::engine::{EngineConfig, Handle};
 use pixeld::image::Shape;
@@ -83,6 +83,7 @@ pub(crate) fn config() -> Config {
             unread_timeout: PATIENCE,
         },
         admin: Admin::default(),
+        health: Health::default(),
         metrics: Metrics::default(),
         log: Log { filter: "off".into(), json: false },
         trace: Trace::default(),

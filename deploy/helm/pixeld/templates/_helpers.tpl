@@ -1,4 +1,5 @@
 {{- define "pixeld.name" -}}
+{{- if not (regexMatch "^[a-z]" .Release.Name) }}{{ fail (printf "a Service's name begins with a letter, the release's %q does not" .Release.Name) }}{{ end }}
 {{- if contains "pixeld" .Release.Name }}{{ .Release.Name | trunc 50 | trimSuffix "-" }}
 {{- else }}{{ printf "%s-pixeld" (.Release.Name | trunc 43 | trimSuffix "-") }}{{ end }}
 {{- end }}
@@ -31,17 +32,18 @@ capabilities: {drop: [ALL]}
 {{- end }}
 
 {{- define "pixeld.probe" -}}
-grpc: {port: {{ .port }}, service: {{ .probe.service }}}
-periodSeconds: {{ .probe.periodSeconds }}
-timeoutSeconds: {{ .probe.timeoutSeconds }}
-failureThreshold: {{ .probe.failureThreshold }}
+grpc: {port: 50052, service: {{ .service | quote }}}
+periodSeconds: {{ .periodSeconds }}
+timeoutSeconds: {{ .timeoutSeconds }}
+failureThreshold: {{ .failureThreshold }}
 {{- end }}
 
-{{- /* The configuration file. Numbers of YAML reach here as floats; those without a fraction are written as integers. */}}
+{{- /* The configuration file. Numbers of YAML reach here as floats: 256.0 is written as 256. */}}
 {{- define "pixeld.config" -}}
 {{- $own := dict
   "server" (dict "drain_timeout" (printf "%ds" (int .Values.drain.timeoutSeconds)))
   "models" (dict "embedded" .Values.models.embedded)
+  "health" (dict "listen" "0.0.0.0:50052")
   "metrics" (dict "listen" (ternary "0.0.0.0:9464" "" .Values.metrics.enabled)) }}
-{{- toToml (mergeOverwrite (deepCopy .Values.config) $own) }}
+{{- regexReplaceAll "(?m)^( *[a-z_]+ = -?[0-9]+)\\.0$" (toToml (mergeOverwrite (deepCopy .Values.config) $own)) "${1}" }}
 {{- end }}

@@ -192,10 +192,16 @@ impl Flags {
             self.tell(&outcome, steps.of_an_image)?;
             Ok(outcome)
         };
-        if !self.json {
-            output::line(&row(HEAD.map(str::to_owned)))?;
-        }
+        let head = || if self.json { Ok(()) } else { output::line(&row(HEAD.map(str::to_owned))) };
         if self.find {
+            let alone = steps.step(1, 1) * steps.of_an_image;
+            if alone > self.slo_image {
+                return Err(Failure::Usage(format!(
+                    "--slo-image: no number of replicas keeps {:?}: an image alone takes {alone:?}",
+                    self.slo_image
+                )));
+            }
+            head()?;
             let found = fewest(|replicas| Ok(run(replicas)?.goodput_share >= self.good_share))?;
             let told = found.map_or_else(
                 || format!("no {MAX_REPLICAS} replicas or fewer keep a share of {}", self.good_share),
@@ -203,6 +209,7 @@ impl Flags {
             );
             return if self.json { Ok(()) } else { output::line(&told) };
         }
+        head()?;
         self.replicas.iter().try_for_each(|&replicas| run(replicas).map(|_| ()))
     }
 
