@@ -95,6 +95,20 @@ fn every_metric_is_there_counted_and_labelled_as_listed() {
     let scored = sample(&answer, &format!("pixeld_values_scored_total{model}")).unwrap();
     assert!(scored > 0.0 && scored % 64.0 == 0.0, "{scored}");
     assert_eq!(sample(&answer, &format!("pixeld_time_to_first_value_seconds_count{model}")), Some(1.0));
+    let of_phase = |phase: &str, what: &str| {
+        sample(&answer, &format!("pixeld_step_seconds_{what}{{model=\"digits\",phase=\"{phase}\"}}")).unwrap()
+    };
+    let whole = |what: &str| sample(&answer, &format!("pixeld_inter_value_seconds_{what}{model}")).unwrap();
+    for phase in ["join", "network", "draw"] {
+        assert_eq!(of_phase(phase, "count"), whole("count"), "{phase}");
+    }
+    let parts = ["join", "network", "draw"].map(|phase| of_phase(phase, "sum"));
+    assert!((parts.iter().sum::<f64>() - whole("sum")).abs() < 1e-6 * whole("count"), "{parts:?} {}", whole("sum"));
+    assert!(parts[1] > parts[0] && parts[1] > parts[2], "the network takes most of it: {parts:?}");
+    let memory = |kind: &str| {
+        sample(&answer, &format!("pixeld_device_memory_bytes{{model=\"digits\",kind=\"{kind}\"}}")).unwrap()
+    };
+    assert!(memory("weights") > 1e5 && memory("slots") > 0.0 && memory("scoring") > 0.0, "{answer}");
     let refused =
         "pixeld_requests_total{method=\"/pixeld.v1.GenerationService/StreamGenerateImages\",code=\"InvalidArgument\"}";
     assert_eq!(sample(&answer, refused), Some(1.0), "{answer}");

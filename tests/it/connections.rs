@@ -1,13 +1,21 @@
 //! Limits of a connection, met by a client that knows no more of HTTP/2 than its frames.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use futures_util::{FutureExt, StreamExt};
+use pixeld::rpc::proto::ScoringSpec;
+use pixeld::rpc::proto::stream_score_images_request::Part;
+use pixeld::rpc::proto::stream_score_images_response::Event;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tonic::{Code, Status};
 
-use crate::harness::{Daemon, config, connect, next, patiently, stream};
+use crate::harness::{Daemon, MODEL, config, connect, next, patiently, stream};
+use crate::scoring::{item, part};
 
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
@@ -120,4 +128,51 @@ async fn calls_end_within_the_grace_of_an_old_connection_and_are_cut_after_it() 
             patiently(read).await.unwrap();
         }
     }
+}
+
+#[tokio::test]
+async fn parallel_streams_of_small_items_that_wait_keep_their_connection() {
+    const STREAMS: usize = 8;
+    const ITEMS: u32 = 700;
+    let mut config = config();
+    config.server.max_upload_bytes = 256 << 20;
+    config.engine.engine.queue_images = 1024;
+    let (daemon, gate) = Daemon::gated(4, config).await;
+    // Nothing is scored while a step stands still.
+    gate.allow(0);
+    let held = daemon.generation().stream_generate_images(stream(1, 1)).await.unwrap();
+    gate.blocked().await;
+    let sent = Arc::new(AtomicUsize::new(0));
+    let calls: Vec<_> = (0..STREAMS)
+        .map(|_| {
+            let sent = Arc::clone(&sent);
+            // One after the other, so that each is a frame of its own.
+            let items = tokio_stream::iter(0..ITEMS).then(move |index| {
+                sent.fetch_add(1, Relaxed);
+                tokio::task::yield_now().map(move |()| part(Part::Item(item(index))))
+            });
+            let spec = ScoringSpec { model: MODEL.into(), ..ScoringSpec::default() };
+            let parts = tokio_stream::iter([part(Part::Spec(spec))]).chain(items);
+            let mut client = daemon.scoring();
+            tokio::spawn(async move {
+                let mut answers = client.stream_score_images(parts).await?.into_inner();
+                let mut scores = 0;
+                while let Some(answer) = answers.message().await? {
+                    scores += u32::from(matches!(answer.event, Some(Event::Score(_))));
+                }
+                Ok::<_, Status>(scores)
+            })
+        })
+        .collect();
+    let unread = async {
+        while sent.load(Relaxed) < STREAMS * 400 {
+            tokio::task::yield_now().await
+        }
+    };
+    patiently(unread).await;
+    gate.open();
+    for call in calls {
+        assert_eq!(patiently(call).await.unwrap().unwrap(), ITEMS);
+    }
+    drop(held);
 }

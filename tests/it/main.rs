@@ -23,6 +23,7 @@ mod harness;
 mod health;
 mod interop;
 mod load_report;
+mod logs;
 mod models;
 mod operated;
 mod operation;
