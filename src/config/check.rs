@@ -40,7 +40,7 @@ const LARGEST_WEIGHTS: ByteSize = ByteSize::tib(1);
 pub(super) fn check(settings: BTreeMap<String, Setting>) -> Result<Config, Violations> {
     let mut reader = Reader { settings, known: Vec::new(), violations: Violations::new() };
     // A fault leaves a default in place of the value; the config is thrown away then.
-    let config = Config {
+    let mut config = Config {
         server: Server {
             listen: reader.read("server.listen", parse_address).unwrap_or_else(|| ([127, 0, 0, 1], 0).into()),
             max_request_bytes: reader.bytes("server.max_request", SMALLEST_MESSAGE..=LARGEST_MESSAGE) as usize,
@@ -54,6 +54,7 @@ pub(super) fn check(settings: BTreeMap<String, Setting>) -> Result<Config, Viola
                 idle: reader.time_or_never("server.max_connection_idle"),
                 age: reader.time_or_never("server.max_connection_age"),
                 age_grace: reader.time("server.max_connection_age_grace", Duration::ZERO..=LONGEST),
+                unread_timeout: Duration::ZERO,
             },
             drain_delay: reader.time("server.drain_delay", Duration::ZERO..=LONGEST),
             drain_timeout: reader.time("server.drain_timeout", Duration::ZERO..=LONGEST),
@@ -101,6 +102,8 @@ pub(super) fn check(settings: BTreeMap<String, Setting>) -> Result<Config, Viola
             ratio: reader.read("trace.ratio", parse_ratio).unwrap_or_default(),
         },
     };
+    // One setting, for answers of both kinds.
+    config.server.connections.unread_timeout = config.limits.unread_timeout;
     let mut violations = reader.finish();
     if violations.is_empty() {
         let Server { max_request_bytes: message, max_upload_bytes: memory, .. } = config.server;

@@ -48,6 +48,7 @@ fn the_defaults_are_those_of_the_example_file() {
                 idle: Some(Duration::from_secs(15 * 60)),
                 age: None,
                 age_grace: Duration::from_secs(5 * 60),
+                unread_timeout: Duration::from_secs(30),
             },
             drain_delay: Duration::ZERO,
             drain_timeout: Duration::from_secs(30),

@@ -12,6 +12,8 @@ use crate::error::{Error, Violations};
 
 /// Prefix of a model's resource name.
 const COLLECTION: &str = "models/";
+/// Characters that are repeated of a name that nobody has.
+const MAX_TOLD: usize = 100;
 
 /// State of one model.
 #[derive(Clone, Debug)]
@@ -90,7 +92,7 @@ impl Names {
     }
 
     fn not_found(&self, name: &str) -> Error {
-        Error::ModelNotFound { name: name.to_owned(), known: self.known() }
+        Error::ModelNotFound { name: name.chars().take(MAX_TOLD).collect(), known: self.known() }
     }
 
     /// The names there are, for people.

@@ -1,6 +1,6 @@
 //! What every call goes through before its service: token, deadline, span, one line in the access log, a count of open calls.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, LazyLock, OnceLock};
 use std::task::{Context, Poll};
@@ -23,6 +23,7 @@ use tracing::{Instrument, Span};
 use super::deadline::{self, Deadline};
 use super::status::{cut, status};
 use super::trace;
+use super::unary::Unary;
 use super::upload::Uploads;
 use super::{meter, proto};
 use crate::error::{Error, Violations};
@@ -56,11 +57,13 @@ pub(super) struct Calls<S> {
     security: Security,
     uploads: Uploads,
     open: Open,
+    /// How long an answer may lie unread.
+    unread_timeout: Duration,
 }
 
 impl<S> Calls<S> {
-    pub(super) fn new(inner: S, security: Security, uploads: Uploads, open: Open) -> Self {
-        Self { inner, security, uploads, open }
+    pub(super) fn new(inner: S, security: Security, uploads: Uploads, open: Open, unread_timeout: Duration) -> Self {
+        Self { inner, security, uploads, open, unread_timeout }
     }
 }
 
@@ -140,13 +143,22 @@ where
             Err(error) => return Box::pin(async move { Ok(refusal(status(&error), record)) }),
         };
         request.extensions_mut().insert(Deadline(deadline));
-        let (parts, body) = request.into_parts();
-        let body = tonic::body::Body::new(self.uploads.watch(parts.uri.path(), body));
+        let (mut parts, body) = request.into_parts();
+        let body = self.uploads.watch(parts.uri.path(), body);
+        parts.extensions.insert(body.evicted());
+        let body = tonic::body::Body::new(body);
         let answer = self.inner.call(Request::from_parts(parts, body));
+        let (unread_timeout, told) = (self.unread_timeout, record.verdict.clone());
         let bounded = async move {
             tokio::select! {
                 biased;
-                answer = answer => Ok(Logged::wrap(in_our_words(answer?), record)),
+                answer = answer => {
+                    let mut answer = in_our_words(answer?);
+                    if METHODS.get(method) == Some(&false) && !answer.body().is_end_stream() {
+                        answer = answer.map(|body| Unary::lease(body, deadline, unread_timeout, told));
+                    }
+                    Ok(Logged::wrap(answer, record))
+                }
                 // The services answer by themselves at the deadline; this ends a request that never came to its end.
                 () = deadline::passed(deadline.map(|deadline| deadline + GRACE)) => Ok(refusal(status(&deadline::exceeded()), record)),
             }
@@ -213,8 +225,8 @@ fn in_our_words(answer: Response<tonic::body::Body>) -> Response<tonic::body::Bo
     }
 }
 
-/// Every method that is served, as a path.
-static METHODS: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
+/// Every method that is served, as a path, and whether it answers with a stream.
+static METHODS: LazyLock<BTreeMap<String, bool>> = LazyLock::new(|| {
     [proto::DESCRIPTORS, proto::ADMIN_DESCRIPTORS, tonic_health::pb::FILE_DESCRIPTOR_SET]
         .into_iter()
         .filter_map(|set| FileDescriptorSet::decode(set).ok())
@@ -223,7 +235,10 @@ static METHODS: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
             let package = file.package().to_owned();
             file.service.into_iter().flat_map(move |service| {
                 let service_name = format!("/{package}.{}/", service.name());
-                service.method.into_iter().map(move |method| format!("{service_name}{}", method.name()))
+                service
+                    .method
+                    .into_iter()
+                    .map(move |method| (format!("{service_name}{}", method.name()), method.server_streaming()))
             })
         })
         .collect()
@@ -231,7 +246,7 @@ static METHODS: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
 
 /// `path` if it is a method that is served: what else clients ask for has no end, and must not become as many metrics.
 fn known(path: &str) -> &'static str {
-    METHODS.get(path).map_or("other", String::as_str)
+    METHODS.get_key_value(path).map_or("other", |(path, _)| path.as_str())
 }
 
 /// Request extension: what ended a call whose client may never take the end of the answer.
@@ -361,7 +376,7 @@ mod tests {
     #[test]
     fn every_method_belongs_to_a_group_and_nothing_else_does() {
         assert!(METHODS.len() > 5);
-        for path in METHODS.iter() {
+        for path in METHODS.keys() {
             assert!(group(path).is_some(), "{path} would be open to everybody");
         }
         assert_eq!(group("/pixeld.v1.ScoringService/ScoreImages"), Some(Group::Scoring));

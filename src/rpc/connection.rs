@@ -59,6 +59,8 @@ pub struct ConnectionLimits {
     pub age: Option<Duration>,
     /// How long calls may go on after that.
     pub age_grace: Duration,
+    /// How long an answer may lie unread.
+    pub unread_timeout: Duration,
 }
 
 /// What all connections share.
@@ -114,7 +116,7 @@ impl Connection {
         let Self { limits, routes, uploads, security, goodbye, .. } = self;
         let open = Open::new(self.open);
         let calls = open.watch();
-        let service = TowerToHyperService::new(Calls::new(routes, security, uploads, open));
+        let service = TowerToHyperService::new(Calls::new(routes, security, uploads, open, limits.unread_timeout));
         let mut http = http2::Builder::new(TokioExecutor::new());
         http.timer(TokioTimer::new())
             .keep_alive_interval(limits.keepalive_interval)
@@ -195,6 +197,7 @@ pub(in crate::rpc) mod tests {
         idle: None,
         age: None,
         age_grace: Duration::from_secs(60),
+        unread_timeout: Duration::from_secs(30),
     };
     const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     /// Type and flags of frames, with nothing in them.

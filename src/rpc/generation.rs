@@ -83,6 +83,10 @@ impl GenerationService for Generations {
             let facts = Facts::of(&generation);
             let progress = Arc::new(Progress::new(generation.job.images, generation.job.prefix.known()));
             let cancelled = generation.entry.cancelled();
+            let cancelled = async move {
+                cancelled.cancelled_owned().await;
+                Error::Cancelled
+            };
             let stream = generation.sample(deadline)?;
             let events = stream::events(stream, facts, include_log_probs, flush.max_delay, Arc::clone(&progress));
             Ok(Lease::new(events, deadline, self.limits.unread_timeout, progress, cancelled, told))

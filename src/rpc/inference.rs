@@ -9,11 +9,11 @@ use std::time::Instant;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use prost_types::Duration;
-use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument;
 use tracing::field::Empty;
 
+use super::budget::Evicted;
 use super::call::Verdict;
 use super::deadline::{self, Deadline};
 use super::generation::Generations;
@@ -507,6 +507,7 @@ impl GrpcInferenceService for Inference {
         request: Request<Streaming<ModelInferRequest>>,
     ) -> Result<Response<Self::ModelStreamInferStream>, Status> {
         let (deadline, told, service) = (deadline::of(&request), Verdict::of(&request), self.clone());
+        let evicted = Evicted::of(&request);
         let unread = self.scorings.limits.unread_timeout;
         let answers = request.into_inner().flat_map_unordered(AT_ONCE, move |request| match request {
             // Refused on its way in, no message, or the client is gone: the end of the stream.
@@ -528,8 +529,7 @@ impl GrpcInferenceService for Inference {
         });
         // Without it, requests of a client that stopped reading would keep their places.
         // What samples is a stream of its own below, which ends when it is cancelled.
-        let cancelled = CancellationToken::new();
-        let lease = Lease::new(answers, deadline, unread, Arc::new(Progress::default()), cancelled, told);
+        let lease = Lease::new(answers, deadline, unread, Arc::new(Progress::default()), evicted.rung(), told);
         Ok(Response::new(lease.boxed()))
     }
 

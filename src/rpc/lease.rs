@@ -15,7 +15,6 @@ use futures_util::Stream;
 use futures_util::task::AtomicWaker;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
-use tokio_util::sync::CancellationToken;
 
 use super::call::Verdict;
 use super::status::status;
@@ -114,13 +113,13 @@ impl Wake for Bell {
 }
 
 impl<T: Send + 'static> Lease<T> {
-    /// Watches over `stream`.
+    /// Watches over `stream`, until `ended` says that it is to end and why.
     pub(super) fn new(
         stream: impl Stream<Item = Result<T, Error>> + Send + 'static,
         deadline: Option<std::time::Instant>,
         max_silence: Duration,
         progress: Arc<Progress>,
-        cancelled: CancellationToken,
+        ended: impl Future<Output = Error> + Send + 'static,
         told: Verdict,
     ) -> Self {
         let held = Arc::new(Mutex::new(Held { stream: Some(Box::pin(stream)), verdict: None }));
@@ -134,7 +133,7 @@ impl<T: Send + 'static> Lease<T> {
             let verdict = tokio::select! {
                 () = super::deadline::passed(deadline.map(|deadline| deadline + GRACE)) => late(),
                 () = unread(&rung, max_silence) => progress.too_slow(),
-                () = cancelled.cancelled() => Error::Cancelled,
+                error = ended => error,
             };
             let mut held = lock(&watched);
             if held.stream.take().is_some() {
@@ -214,8 +213,17 @@ mod tests {
         let held = Arc::clone(&token);
         let items = items.inspect(move |_| assert!(Arc::strong_count(&held) > 0));
         let deadline = deadline.map(|after| (Instant::now() + after).into_std());
-        let cancelled = CancellationToken::new();
-        (Lease::new(items, deadline, MAX_SILENCE, Arc::new(Progress::default()), cancelled, Verdict::default()), token)
+        (
+            Lease::new(
+                items,
+                deadline,
+                MAX_SILENCE,
+                Arc::new(Progress::default()),
+                std::future::pending(),
+                Verdict::default(),
+            ),
+            token,
+        )
     }
 
     fn endless() -> impl Stream<Item = Result<u32, Error>> {

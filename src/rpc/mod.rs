@@ -8,6 +8,7 @@
 
 mod admin;
 mod answer;
+mod budget;
 mod call;
 mod codec;
 mod connection;
@@ -31,6 +32,7 @@ mod status;
 mod stream;
 mod tensors;
 mod trace;
+mod unary;
 mod upload;
 
 pub use admin::LogFilter;

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::Stream;
-use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::budget::Evicted;
 use super::call::Verdict;
 use super::convert::{self, MAX_ANSWER_BYTES};
 use super::lease::{Lease, Progress};
@@ -96,12 +96,10 @@ impl ScoringService for Scorings {
         &self,
         request: Request<Streaming<StreamScoreImagesRequest>>,
     ) -> Result<Response<Self::StreamScoreImagesStream>, Status> {
-        let (deadline, told) = (deadline::of(&request), Verdict::of(&request));
+        let (deadline, told, evicted) = (deadline::of(&request), Verdict::of(&request), Evicted::of(&request));
         let scores = ScoreStream::new(request.into_inner(), (self.catalogue.clone(), self.limits), deadline);
         let progress = Arc::new(Progress::default());
-        // Scores have no name to be cancelled by.
-        let cancelled = CancellationToken::new();
-        let lease = Lease::new(scores.answers(), deadline, self.limits.unread_timeout, progress, cancelled, told);
+        let lease = Lease::new(scores.answers(), deadline, self.limits.unread_timeout, progress, evicted.rung(), told);
         Ok(Response::new(Box::pin(lease)))
     }
 }

@@ -238,7 +238,6 @@ fn split(run: &mut Run, room: u32, unit: u32) -> Option<Run> {
 mod tests {
     use futures_util::{FutureExt, StreamExt};
     use tokio::time;
-    use tokio_util::sync::CancellationToken;
 
     use super::*;
     use crate::engine::health::Health;
@@ -272,7 +271,7 @@ mod tests {
         let generation = Generation { handle, permit, lower: Some((lower, first)), job, entry };
         let (facts, progress) = (Facts::of(&generation), Arc::new(Progress::new(1, 0)));
         let events = events(generation.sample(None).unwrap(), facts, false, None, Arc::clone(&progress));
-        let mut lease = Lease::new(events, None, MAX_SILENCE, progress, CancellationToken::new(), Verdict::default());
+        let mut lease = Lease::new(events, None, MAX_SILENCE, progress, std::future::pending(), Verdict::default());
         assert!(matches!(lease.next().await.unwrap().unwrap().event, Some(Event::Started(_))));
         // Rows of the low-resolution image come, of which there is nothing to tell.
         for _ in 0..3 {

@@ -8,6 +8,7 @@ use super::proto::inference::infer_parameter::ParameterChoice;
 use super::proto::inference::model_infer_request::InferInputTensor;
 use super::proto::inference::model_infer_response::InferOutputTensor;
 use super::proto::inference::{InferParameter, InferTensorContents, ModelInferResponse};
+use super::status::cut;
 use crate::error::Violations;
 
 /// A tensor that a request brought: as many bytes as its shape and type say, little-endian.
@@ -64,6 +65,11 @@ impl Kind {
     }
 }
 
+/// Dimensions that a tensor may have: twice what the images of a request have.
+const MAX_DIMENSIONS: usize = 8;
+/// Characters that are repeated of what was given.
+const MAX_TOLD: usize = 100;
+
 /// Every input by name. The message holds all the bytes already, so nothing here takes more than that.
 pub(super) fn read(
     inputs: Vec<InferInputTensor>,
@@ -76,6 +82,11 @@ pub(super) fn read(
         violations.add("raw_input_contents", rule);
         return BTreeMap::new();
     }
+    if inputs.len() > known.len() {
+        violations
+            .add("inputs", format!("must be at most {}, {}, got {}", known.len(), known.join(", "), inputs.len()));
+        return BTreeMap::new();
+    }
     let mut raw = raw.into_iter();
     let mut tensors = BTreeMap::new();
     for (index, input) in inputs.into_iter().enumerate() {
@@ -83,14 +94,20 @@ pub(super) fn read(
         let at = |field: &str| format!("inputs[{index}].{field}");
         let InferInputTensor { name, datatype, shape, contents, .. } = input;
         if !known.contains(&name.as_str()) || tensors.contains_key(&name) {
-            violations.add(at("name"), format!("must be one of {}, once, got {name:?}", known.join(", ")));
+            let given = cut(&name, MAX_TOLD);
+            violations.add(at("name"), format!("must be one of {}, once, got {given:?}", known.join(", ")));
             continue;
         }
         let Some(kind) = KINDS.into_iter().find(|kind| kind.name() == datatype) else {
             let all = KINDS.map(Kind::name).join(", ");
-            violations.add(at("datatype"), format!("must be one of {all}, got {datatype:?}"));
+            violations.add(at("datatype"), format!("must be one of {all}, got {:?}", cut(&datatype, MAX_TOLD)));
             continue;
         };
+        if shape.len() > MAX_DIMENSIONS {
+            let rule = format!("must have at most {MAX_DIMENSIONS} dimensions, got {}", shape.len());
+            violations.add(at("shape"), rule);
+            continue;
+        }
         let sizes: Option<Vec<u64>> = shape.iter().map(|&size| u64::try_from(size).ok()).collect();
         let length = |sizes: &Vec<u64>| sizes.iter().try_fold(kind.bytes(), |all, &size| all.checked_mul(size));
         let Some((shape, length)) = sizes.and_then(|sizes| length(&sizes).map(|length| (sizes, length))) else {
@@ -200,8 +217,10 @@ impl Parameters {
         let fits = number.and_then(|number| T::try_from(number).ok());
         if fits.is_none() {
             let bits = 8 * size_of::<T>();
-            violations
-                .add(format!("parameters.{name}"), format!("must be a whole number of {bits} bits, got {given:?}"));
+            violations.add(
+                format!("parameters.{name}"),
+                format!("must be a whole number of {bits} bits, got {}", told(&given)),
+            );
         }
         fits
     }
@@ -211,7 +230,7 @@ impl Parameters {
         match self.take(name)? {
             ParameterChoice::StringParam(text) => Some(text),
             other => {
-                violations.add(format!("parameters.{name}"), format!("must be a text, got {other:?}"));
+                violations.add(format!("parameters.{name}"), format!("must be a text, got {}", told(&other)));
                 None
             }
         }
@@ -223,7 +242,7 @@ impl Parameters {
             ParameterChoice::DoubleParam(number) => Some(number as f32),
             ParameterChoice::Int64Param(number) => Some(number as f32),
             other => {
-                violations.add(format!("parameters.{name}"), format!("must be a number, got {other:?}"));
+                violations.add(format!("parameters.{name}"), format!("must be a number, got {}", told(&other)));
                 None
             }
         }
@@ -238,6 +257,14 @@ impl Parameters {
             let name: String = name.chars().take(64).collect();
             violations.add("parameters", format!("{name:?} is not known; there are {}", self.known.join(", ")));
         }
+    }
+}
+
+/// What was given, for people.
+fn told(given: &ParameterChoice) -> String {
+    match given {
+        ParameterChoice::StringParam(text) => format!("{:?}", cut(text, MAX_TOLD)),
+        other => format!("{other:?}"),
     }
 }
 
@@ -295,6 +322,7 @@ mod tests {
             (input("a", "STRING", &[1], none()), vec![], "inputs[0].datatype"),
             (input("a", "UINT8", &[-1], none()), vec![], "inputs[0].shape"),
             (input("a", "FP64", &[1 << 40, 1 << 40], none()), vec![], "inputs[0].shape"),
+            (input("a", "UINT8", &[1; MAX_DIMENSIONS + 1], none()), vec![Bytes::from_static(&[1])], "inputs[0].shape"),
             (input("a", "UINT8", &[1], wide), vec![], "inputs[0].contents"),
             (input("a", "UINT8", &[2], none()), vec![Bytes::from_static(&[1])], "inputs[0].contents"),
             (input("a", "UINT8", &[0], none()), vec![Bytes::new(), Bytes::new()], "raw_input_contents"),
@@ -302,6 +330,24 @@ mod tests {
             let refused = read_one(input, raw).unwrap_err();
             assert_eq!(refused.iter().map(|fault| fault.field.as_str()).collect::<Vec<_>>(), [field]);
         }
+    }
+
+    #[test]
+    fn what_is_refused_is_repeated_in_part() {
+        let long = "\u{1}".repeat(1 << 20);
+        let none = InferTensorContents::default;
+        let mut violations = Violations::new();
+        for input in [input(&long, "UINT8", &[1], none()), input("a", &long, &[1], none())] {
+            read(vec![input], vec![], &["a"], &mut violations);
+        }
+        let two = vec![input("a", "UINT8", &[1], none()), input("a", "UINT8", &[1], none())];
+        assert!(read(two, vec![], &["a"], &mut violations).is_empty());
+        let given = [("seed".to_owned(), parameter(ParameterChoice::StringParam(long)))];
+        assert_eq!(Parameters::new(given.into()).whole::<u64>("seed", &mut violations), None);
+        assert_eq!(violations.iter().count(), 4);
+        assert!(violations.iter().all(|fault| fault.description.len() < 2000), "{violations}");
+        let known = "inputs: must be at most 1, a, got 2";
+        assert!(violations.to_string().contains(known), "{violations}");
     }
 
     #[test]

@@ -11,13 +11,11 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use futures_util::Stream;
 use http_body::{Body, Frame};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, Sleep, sleep_until};
-use tokio_stream::wrappers::WatchStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+use super::budget::{Budget, Evicted, Share};
 use super::status::status;
 use crate::error::{Error, Violations};
 
@@ -27,8 +25,6 @@ const PREFIX_BYTES: usize = 5;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes that win a second of it back: whoever sends more slowly runs out of it.
 const BYTES_A_SECOND: u32 = 64 << 10;
-/// How long a stream may keep the memory of its largest message without one of half the size, once others find none.
-const MOST_PAUSE: Duration = Duration::from_secs(10);
 /// Calls that take images. The messages of all others are [`SMALL`].
 const LARGE: [&str; 6] = [
     "/pixeld.v1.GenerationService/GenerateImages",
@@ -42,9 +38,8 @@ const LARGE: [&str; 6] = [
 const SMALL: usize = 16 << 10;
 /// What a byte that came counts for until its message is whole: the room for pieces grows by doubling.
 const GATHERED: usize = 2;
-/// What one byte of gzip becomes at most.
-const MOST_INFLATED: usize = 1032;
-/// Calls whose clients send any number of messages, and may pause between them. All others send one.
+/// Calls whose clients send any number of messages, and may pause between them. All others send one. Their messages are not
+/// compressed: what one becomes is not known before, and its room stays with the stream.
 const STREAMS: [&str; 4] = [
     "/pixeld.v1.ScoringService/StreamScoreImages",
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
@@ -58,22 +53,18 @@ const PACKED: (&str, usize) = ("/inference.GRPCInferenceService/", 8);
 
 type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
-/// The memory for messages on their way in, shared by all connections. Cheap to clone.
+/// What all uploads share. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Uploads {
-    free: Arc<Semaphore>,
-    limit: usize,
+    budget: Budget,
     largest: usize,
-    /// Told when somebody found no memory.
-    pressed: Arc<watch::Sender<()>>,
     closing: CancellationToken,
 }
 
 impl Uploads {
     /// `limit` bytes for all messages, each of them `largest` at most.
     pub(crate) fn new(limit: usize, largest: usize) -> Self {
-        let free = Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS)));
-        Self { free, limit, largest, pressed: Arc::new(watch::Sender::new(())), closing: CancellationToken::new() }
+        Self { budget: Budget::new(limit), largest, closing: CancellationToken::new() }
     }
 
     /// Nobody is waited for any more: clients that have yet to send something are told that the server is draining.
@@ -87,11 +78,8 @@ impl Uploads {
         Upload {
             body,
             largest: if large { self.largest } else { self.largest.min(SMALL) },
-            counted: large,
+            share: large.then(|| self.budget.share()),
             closing: Box::pin(self.closing.clone().cancelled_owned()),
-            pressed: None,
-            uploads: self.clone(),
-            held: None,
             streams: STREAMS.contains(&path),
             weight: if path.starts_with(PACKED.0) { PACKED.1 } else { 1 },
             stage: Stage::Due,
@@ -108,21 +96,16 @@ impl Uploads {
 /// A request body under watch. Dropping it gives its memory back.
 pub(super) struct Upload<B> {
     body: B,
-    uploads: Uploads,
     closing: Pin<Box<WaitForCancellationFutureOwned>>,
     /// What its largest message may be.
     largest: usize,
-    /// Whether it takes memory of the budget.
-    counted: bool,
-    /// While a message comes, what has come of it. Once it is whole, the largest yet with what it becomes, until the body is
-    /// dropped: the framework's buffers stay as large.
-    held: Option<OwnedSemaphorePermit>,
+    /// What it takes of the budget, if it has to: while a message comes, what has come of it; once it is whole, the largest yet with
+    /// what it becomes, until the body is dropped: the framework's buffers stay as large.
+    share: Option<Share>,
     /// What the largest message yet counts for.
     largest_yet: usize,
     /// When a message came that counts for half as much or more.
     used: Instant,
-    /// While a stream pauses with memory in its hands: rings when somebody finds none.
-    pressed: Option<WatchStream<()>>,
     streams: bool,
     /// What a byte of a message counts for.
     weight: usize,
@@ -146,13 +129,18 @@ enum Stage {
 }
 
 impl<B> Upload<B> {
+    /// What rings when it is to end.
+    pub(super) fn evicted(&self) -> Evicted {
+        self.share.as_ref().map(Share::evicted).unwrap_or_default()
+    }
+
     /// Takes `data` in and hands out the messages that it completes; what comes after the last message is cut off.
     fn read(&mut self, data: &Bytes) -> Result<Bytes, Error> {
         let waited = self.waiting_since.take().map_or(Duration::ZERO, |since| since.elapsed());
         let earned = Duration::from_secs(data.len() as u64) / BYTES_A_SECOND;
         self.patience = (self.patience.saturating_sub(waited) + earned).min(PATIENCE);
         if self.stage == Stage::Pausing && !data.is_empty() {
-            (self.stage, self.patience, self.pressed) = (Stage::Due, PATIENCE, None);
+            (self.stage, self.patience) = (Stage::Due, PATIENCE);
         }
         let gathering = !self.pieces.is_empty();
         if gathering {
@@ -166,11 +154,14 @@ impl<B> Upload<B> {
                 violations.add("request", format!("must be at most {} bytes, got {length}", self.largest));
                 return Err(violations.into());
             }
+            if flag != 0 && self.streams {
+                return Err(Violations::one("request", "must not be compressed: it is one of a stream").into());
+            }
             if all.len() - whole < PREFIX_BYTES + length {
                 break;
             }
             whole += PREFIX_BYTES + length;
-            messages.push((flag != 0, length));
+            messages.push(length);
             if !self.streams {
                 // The framework would keep the message, decoded, until the client says that no other follows.
                 self.stage = Stage::Ended;
@@ -178,17 +169,17 @@ impl<B> Upload<B> {
             }
         }
         let rest = if self.stage == Stage::Ended { 0 } else { all.len() - whole };
-        for (compressed, length) in messages {
-            // The only message of a call is inflated and used up in one go, but a stream keeps the room for it.
-            let keeps = compressed && self.streams;
-            let inflated = if keeps { self.largest.min(length.saturating_mul(MOST_INFLATED)) } else { 0 };
-            let counts = (length + inflated).saturating_mul(self.weight);
+        for length in messages {
+            let counts = length.saturating_mul(self.weight);
             self.largest_yet = self.largest_yet.max(counts);
             if counts >= self.largest_yet / 2 {
                 self.used = Instant::now();
             }
         }
-        self.hold(self.largest_yet + rest.saturating_sub(PREFIX_BYTES) * GATHERED)?;
+        if let Some(share) = &mut self.share {
+            let bytes = self.largest_yet + rest.saturating_sub(PREFIX_BYTES) * GATHERED;
+            share.hold(bytes, self.streams.then_some(self.used))?;
+        }
         let all = if gathering { std::mem::take(&mut self.pieces) } else { BytesMut::new() };
         let handed = match (gathering, whole) {
             (true, 0) => {
@@ -207,34 +198,8 @@ impl<B> Upload<B> {
         };
         if rest == 0 && self.streams && whole > 0 {
             self.stage = Stage::Pausing;
-            self.pressed = self.held.is_some().then(|| WatchStream::from_changes(self.uploads.pressed.subscribe()));
         }
         Ok(handed)
-    }
-
-    /// Holds `bytes` of the budget, no more and no less.
-    fn hold(&mut self, bytes: usize) -> Result<(), Error> {
-        let held = self.held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        if !self.counted || bytes == held {
-            return Ok(());
-        }
-        if let Some(less) = held.checked_sub(bytes) {
-            drop(self.held.as_mut().and_then(|held| held.split(less)));
-            return Ok(());
-        }
-        let (free, requested) = (Arc::clone(&self.uploads.free), bytes - held);
-        match u32::try_from(requested).ok().and_then(|requested| free.try_acquire_many_owned(requested).ok()) {
-            Some(more) => match &mut self.held {
-                Some(held) => held.merge(more),
-                None => self.held = Some(more),
-            },
-            None => {
-                self.uploads.pressed.send_replace(());
-                let (free, limit) = (self.uploads.free.available_permits(), self.uploads.limit);
-                return Err(Error::UploadsFull { requested, free, limit });
-            }
-        }
-        Ok(())
     }
 
     /// Resolves when the client is not waited for any longer, with what it is told.
@@ -248,12 +213,6 @@ impl<B> Upload<B> {
             self.timer.as_mut().reset(now + self.patience);
         }
         if self.stage == Stage::Pausing {
-            let Some(pressed) = &mut self.pressed else { return Poll::Pending };
-            while let Poll::Ready(Some(())) = Pin::new(&mut *pressed).poll_next(context) {
-                if now >= self.used + MOST_PAUSE {
-                    return Poll::Ready(Error::RequestStalled);
-                }
-            }
             return Poll::Pending;
         }
         self.timer.as_mut().poll(context).map(|()| Error::RequestStalled)
@@ -261,7 +220,7 @@ impl<B> Upload<B> {
 
     fn refuse<T>(&mut self, error: Error) -> Poll<Option<Result<T, AnyError>>> {
         self.stage = Stage::Ended;
-        (self.pieces, self.held) = (BytesMut::new(), None);
+        (self.pieces, self.share) = (BytesMut::new(), None);
         let mut refusal = status(&error);
         refusal.set_source(Arc::new(error));
         Poll::Ready(Some(Err(refusal.into())))
@@ -289,11 +248,14 @@ impl<B: Body<Data = Bytes, Error: Into<AnyError>> + Unpin> Body for Upload<B> {
             }
             let frame = match Pin::new(&mut this.body).poll_frame(context) {
                 Poll::Ready(Some(Ok(frame))) => frame,
+                // The connection broke, or the client took the call back, which may look like its end.
+                Poll::Ready(Some(Err(_))) => return this.refuse(Error::Cancelled),
+                Poll::Ready(None) if !this.body.is_end_stream() => return this.refuse(Error::Cancelled),
                 Poll::Ready(None) if !this.pieces.is_empty() => {
                     let half = Violations::one("request", "ended in the middle of a message");
                     return this.refuse(half.into());
                 }
-                Poll::Ready(other) => return Poll::Ready(other.map(|frame| frame.map_err(Into::into))),
+                Poll::Ready(None) => return Poll::Ready(None),
                 Poll::Pending => {
                     return match this.poll_late(context) {
                         Poll::Ready(error) => this.refuse(error),
@@ -318,14 +280,15 @@ mod tests {
     use futures_util::FutureExt;
     use tokio::sync::mpsc::{Receiver, Sender, channel};
 
+    use super::super::budget::{MOST_PAUSE, SPARED};
     use super::*;
 
     const UNARY: &str = "/pixeld.v1.ScoringService/ScoreImages";
-    const LIMIT: usize = 4000;
-    const LARGEST: usize = 1000;
+    const LIMIT: usize = 400_000;
+    const LARGEST: usize = 100_000;
 
-    /// A body that its test feeds.
-    struct Fed(Receiver<Vec<u8>>);
+    /// A body that its test feeds, and whether it ends by being taken back.
+    struct Fed(Receiver<Vec<u8>>, bool);
 
     impl Body for Fed {
         type Data = Bytes;
@@ -337,11 +300,15 @@ mod tests {
         ) -> Poll<Option<Result<Frame<Bytes>, AnyError>>> {
             self.0.poll_recv(context).map(|data| data.map(|data| Ok(Frame::data(data.into()))))
         }
+
+        fn is_end_stream(&self) -> bool {
+            self.0.is_closed() && !self.1
+        }
     }
 
     fn upload(uploads: &Uploads, path: &str) -> (Sender<Vec<u8>>, Upload<Fed>) {
         let (feed, fed) = channel(16);
-        (feed, uploads.watch(path, Fed(fed)))
+        (feed, uploads.watch(path, Fed(fed, false)))
     }
 
     fn uploads() -> Uploads {
@@ -364,7 +331,7 @@ mod tests {
 
     #[tokio::test]
     async fn lists_of_packed_numbers_count_with_what_they_become() {
-        for (length, requested) in [(400, None), (600, Some(4800))] {
+        for (length, requested) in [(40_000, None), (60_000, Some(480_000 - SPARED))] {
             let (feed, mut upload) = upload(&uploads(), "/inference.GRPCInferenceService/ModelInfer");
             feed.send(message(0, length, length as usize)).await.unwrap();
             match (next(&mut upload).await, requested) {
@@ -433,19 +400,42 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stream_is_counted_with_the_largest_it_had_and_what_that_may_inflate_to() {
-        for (flag, path, counted) in [(0, UNARY, 100), (1, UNARY, 100), (0, STREAMS[0], 100), (1, STREAMS[0], 1100)] {
+    async fn a_stream_is_counted_with_the_largest_it_had() {
+        for path in [UNARY, STREAMS[0]] {
             let uploads = uploads();
             let (feed, mut upload) = upload(&uploads, path);
             // The larger second message is not read where there is only one.
-            for length in [50, 100, 10] {
-                let length = if path == UNARY { 100 } else { length };
-                feed.send(message(flag, length, length as usize)).await.unwrap();
+            for length in [50_000, 100_000, 10] {
+                let length = if path == UNARY { 100_000 } else { length };
+                feed.send(message(0, length, length as usize)).await.unwrap();
                 assert!(next(&mut upload).await.is_ok());
             }
-            assert_eq!(LIMIT - uploads.free.available_permits(), counted, "{flag} {path}");
+            assert_eq!(LIMIT - uploads.budget.free(), 100_000 - SPARED, "{path}");
             drop(upload);
-            assert_eq!(LIMIT, uploads.free.available_permits(), "given back");
+            assert_eq!(LIMIT, uploads.budget.free(), "given back");
+        }
+    }
+
+    #[tokio::test]
+    async fn messages_of_a_stream_are_not_compressed() {
+        for (path, taken) in [(UNARY, true), (STREAMS[0], false), (STREAMS[3], false)] {
+            let (feed, mut upload) = upload(&uploads(), path);
+            feed.send(message(1, 100, 100)).await.unwrap();
+            assert_eq!(next(&mut upload).await.is_ok(), taken, "{path}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_taken_back_was_cancelled_and_did_not_end() {
+        for sent in [vec![], message(0, 80, 20), message(0, 80, 80)] {
+            let (feed, fed) = channel(16);
+            let mut upload = uploads().watch(STREAMS[0], Fed(fed, true));
+            feed.send(sent.clone()).await.unwrap();
+            drop(feed);
+            if sent.len() == 85 {
+                assert!(next(&mut upload).await.is_ok());
+            }
+            assert_eq!(next(&mut upload).await, Err(Error::Cancelled));
         }
     }
 
@@ -453,15 +443,15 @@ mod tests {
     async fn what_is_announced_costs_nothing_and_what_came_counts() {
         let uploads = uploads();
         let (feed, mut upload) = upload(&uploads, UNARY);
-        feed.send(message(0, 1000, 5)).await.unwrap();
+        feed.send(message(0, 100_000, 5000)).await.unwrap();
         assert!(next(&mut upload).now_or_never().is_none(), "half a message is nobody's");
-        assert_eq!(LIMIT - uploads.free.available_permits(), 2 * 5);
-        feed.send(vec![7; 900]).await.unwrap();
+        assert_eq!(LIMIT - uploads.budget.free(), 2 * 5000 - SPARED);
+        feed.send(vec![7; 90_000]).await.unwrap();
         assert!(next(&mut upload).now_or_never().is_none());
-        assert_eq!(LIMIT - uploads.free.available_permits(), 2 * 905);
-        feed.send(vec![7; 95]).await.unwrap();
-        assert_eq!(next(&mut upload).await.unwrap().unwrap().len(), 1005);
-        assert_eq!(LIMIT - uploads.free.available_permits(), 1000, "what it is, once it is whole");
+        assert_eq!(LIMIT - uploads.budget.free(), 2 * 95_000 - SPARED);
+        feed.send(vec![7; 5000]).await.unwrap();
+        assert_eq!(next(&mut upload).await.unwrap().unwrap().len(), 100_005);
+        assert_eq!(LIMIT - uploads.budget.free(), 100_000 - SPARED, "what it is, once it is whole");
     }
 
     #[tokio::test]
@@ -472,36 +462,52 @@ mod tests {
             feed.send(message(0, length as u32, length)).await.unwrap();
             assert_eq!(next(&mut upload).await.is_ok(), taken, "{length}");
         }
-        let (feed, mut upload) = upload(&uploads, UNARY);
-        feed.send(message(0, 1, 1)).await.unwrap();
-        assert!(matches!(next(&mut upload).await, Err(Error::UploadsFull { .. })));
+        for (length, taken) in [(SPARED, true), (SPARED + 1, false)] {
+            let (feed, mut upload) = upload(&uploads, UNARY);
+            feed.send(message(0, length as u32, length)).await.unwrap();
+            assert_eq!(next(&mut upload).await.is_ok(), taken, "{length}");
+        }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_stream_that_pauses_for_long_gives_its_memory_to_those_who_want_it() {
-        let uploads = uploads();
+    async fn streams_that_keep_memory_without_need_give_it_to_those_who_want_it() {
+        let uploads = Uploads::new(3 * (LARGEST - SPARED) + 1000, LARGEST);
         let want = async |length: u32| {
             let (feed, mut upload) = upload(&uploads, UNARY);
             feed.send(message(0, length, length as usize)).await.unwrap();
             next(&mut upload).await
         };
-        let (feed, mut pausing) = upload(&uploads, STREAMS[0]);
-        // Inflated it may be as long as any.
-        feed.send((0..4).flat_map(|_| message(1, 999, 999)).collect()).await.unwrap();
-        assert!(next(&mut pausing).await.is_ok());
-        let others: Vec<_> = (0..3).map(|_| uploads.free.clone().try_acquire_many_owned(600).unwrap()).collect();
+        let hold = async |length: u32| {
+            let (feed, mut upload) = upload(&uploads, STREAMS[0]);
+            feed.send(message(0, length, length as usize)).await.unwrap();
+            assert!(next(&mut upload).await.is_ok());
+            (feed, upload)
+        };
+        let (largest, less) = (LARGEST as u32, LARGEST as u32 / 2);
+        let (mut busy, large, smaller) = (hold(largest).await, hold(largest).await, hold(less).await);
+        let (small, tiny) = (hold(less).await, hold(100).await);
+        let evicted = |held: &(Sender<Vec<u8>>, Upload<Fed>)| held.1.evicted().is_rung();
         tokio::time::advance(MOST_PAUSE - Duration::from_secs(1)).await;
-        assert!(next(&mut pausing).now_or_never().is_none());
-        assert!(want(1000).await.is_err());
-        assert!(next(&mut pausing).now_or_never().is_none(), "it did not pause for long");
-        tokio::time::advance(MOST_PAUSE).await;
-        feed.send(message(0, 10, 10)).await.unwrap();
-        assert!(next(&mut pausing).await.is_ok(), "small messages are not what it keeps the memory for");
-        assert!(next(&mut pausing).now_or_never().is_none(), "nobody wants any");
-        assert!(want(1000).await.is_err());
-        assert_eq!(next(&mut pausing).await, Err(Error::RequestStalled));
-        assert!(want(1000).await.is_ok(), "others have it now");
-        drop((feed, others));
+        assert!(want(largest).await.is_err());
+        assert!(![&busy, &large, &smaller, &small, &tiny].into_iter().any(evicted), "nobody had it for long");
+        // One needs it; the other sends what needs little, and has begun another.
+        busy.0.send(message(0, less, less as usize)).await.unwrap();
+        assert!(next(&mut busy.1).await.is_ok());
+        let (feed, mut upload) = large;
+        feed.send([message(0, 10, 10), vec![0]].concat()).await.unwrap();
+        assert!(next(&mut upload).await.is_ok());
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(want(largest).await.is_err());
+        let large = (feed, upload);
+        assert!(evicted(&large), "although it is in the midst of a message");
+        assert!(
+            ![&busy, &smaller, &small, &tiny].into_iter().any(evicted),
+            "no more than was wanted, the largest first"
+        );
+        // Whoever answers it hears of it, and drops it.
+        assert_eq!(large.1.evicted().rung().await, Error::RequestStalled);
+        drop(large);
+        assert!(want(largest).await.is_ok(), "others have it now");
     }
 
     #[tokio::test]
@@ -541,7 +547,7 @@ mod tests {
                 feed.send(sent).await.unwrap();
                 drop(feed);
                 assert!(matches!(next(&mut upload).await, Err(Error::Invalid(_))));
-                assert_eq!(uploads.free.available_permits(), LIMIT);
+                assert_eq!(uploads.budget.free(), LIMIT);
             }
         }
     }

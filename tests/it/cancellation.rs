@@ -1,12 +1,19 @@
 //! Clients that leave, clients that do not read, and requests that somebody cancels by their names.
 
+use std::time::Duration;
+
 use crate::harness::{Daemon, MODEL, config, connect_deaf, next, patiently, read, refusal, shape, stream};
 use pixeld::app::Source;
 use pixeld::image::Shape;
 use pixeld::rpc::proto::generation_service_client::GenerationServiceClient;
-use pixeld::rpc::proto::{CancelGenerationRequest, GenerateImagesRequest, StreamGenerateImagesRequest};
-use tonic::{Code, Status};
+use pixeld::rpc::proto::{
+    CancelGenerationRequest, GenerateImagesRequest, ScoreDetail, ScoreImagesRequest, ScoreImagesResponse, ScoringSpec,
+    StreamGenerateImagesRequest,
+};
+use tokio::time::Instant;
+use tonic::{Code, Request, Status};
 
+use crate::scoring::item;
 use crate::steady::{Gate, Steady};
 
 async fn cancel(daemon: &Daemon, request_id: &str) -> Result<bool, Status> {
@@ -134,4 +141,31 @@ async fn a_client_that_never_reads_stops_no_one_else() {
     for (mut events, _client) in deaf {
         while next(&mut events).await.unwrap().is_some() {}
     }
+}
+
+#[tokio::test]
+async fn an_answer_to_a_call_that_nobody_takes_is_given_up() {
+    let mut config = config();
+    config.server.connections.unread_timeout = Duration::from_secs(1);
+    config.limits.items_per_request = 256;
+    config.engine.engine.queue_images = 256;
+    let (daemon, _gate) = Daemon::gated(2, config).await;
+    let spec = ScoringSpec { detail: ScoreDetail::PerValue.into(), ..ScoringSpec::default() };
+    let request = ScoreImagesRequest { spec: Some(spec), items: (0..256).map(item).collect() };
+    // A client that reads when it likes, which those of calls with one answer do not.
+    let mut client = tonic::client::Grpc::new(connect_deaf(daemon.address));
+    client.ready().await.unwrap();
+    let path = "/pixeld.v1.ScoringService/ScoreImages".parse().unwrap();
+    let codec = tonic_prost::ProstCodec::<ScoreImagesRequest, ScoreImagesResponse>::default();
+    let mut answer = client.server_streaming(Request::new(request), path, codec).await.unwrap().into_inner();
+    tokio::time::sleep_until(Instant::now() + Duration::from_secs(2)).await;
+    let status = patiently(async {
+        loop {
+            match answer.message().await {
+                Ok(Some(_)) => {}
+                ended => break ended.unwrap_err(),
+            }
+        }
+    });
+    assert_eq!(refusal(&status.await), (Code::Aborted, "CLIENT_TOO_SLOW".into(), vec![]));
 }

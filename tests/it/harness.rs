@@ -57,6 +57,7 @@ pub(crate) fn config() -> Config {
                 idle: None,
                 age: None,
                 age_grace: Duration::ZERO,
+                unread_timeout: PATIENCE,
             },
             drain_delay: Duration::ZERO,
             drain_timeout: Duration::from_secs(20),

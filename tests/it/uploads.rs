@@ -3,12 +3,14 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{FutureExt, Stream, StreamExt, stream};
 use http::Request;
 use http_body::{Body, Frame};
-use pixeld::rpc::proto::{Image, ScoreImagesRequest, ScoreItem};
+use pixeld::rpc::proto::stream_score_images_request::Part;
+use pixeld::rpc::proto::{Image, ScoreImagesRequest, ScoreItem, ScoringSpec, StreamScoreImagesRequest};
 use prost::Message;
 use tokio::task::{JoinSet, yield_now};
 use tokio_util::sync::CancellationToken;
@@ -19,7 +21,7 @@ use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt;
 use tower::ServiceExt;
 
-use crate::harness::{Daemon, config, connect, patiently, refusal};
+use crate::harness::{Daemon, MODEL, config, connect, patiently, read, refusal, stream as sampled};
 use crate::scoring::item;
 
 const SCORE: &str = "ScoringService/ScoreImages";
@@ -199,7 +201,45 @@ async fn what_is_announced_and_does_not_come_keeps_nobody_out() {
     .await;
     let mut health = HealthClient::new(daemon.channel.clone());
     health.check(HealthCheckRequest { service: "liveness".to_owned() }).await.expect("a probe is answered");
+    read(daemon.generation().stream_generate_images(sampled(1, 1)).await.unwrap().into_inner())
+        .await
+        .expect("it is small");
     away.cancel();
+}
+
+#[tokio::test]
+async fn a_stream_that_keeps_memory_and_is_not_read_from_loses_it_to_others() {
+    let mut config = config();
+    config.server.max_request_bytes = 128 << 10;
+    // While it comes it counts twice.
+    config.server.max_upload_bytes = 200 << 10;
+    let (daemon, gate) = Daemon::gated(1, config).await;
+    // Nothing is scored while a step stands still, so that the stream takes nothing in once its window is full.
+    gate.allow(0);
+    let held = daemon.generation().stream_generate_images(sampled(1, 1)).await.unwrap();
+    gate.blocked().await;
+    let part = |part: Part| StreamScoreImagesRequest { part: Some(part) };
+    // With a field that nobody knows, of 100 KB.
+    let spec = part(Part::Spec(ScoringSpec { model: MODEL.into(), ..ScoringSpec::default() })).encode_to_vec();
+    let first = [&spec[..], &[0xc2, 0x3e, 0x80, 0x80, 0x06], &[0; 3 << 15]].concat();
+    let items = (0..100).flat_map(|index| framed(&part(Part::Item(item(index)))));
+    let pieces = [prefix(0, first.len() as u32), first.into()].into_iter().chain(items).collect();
+    let mut scores =
+        JoinSet::from_iter([call_until(CancellationToken::new(), connect(daemon.address), STREAM_SCORE, pieces)]);
+    let engine = daemon.handle(MODEL);
+    patiently(async {
+        while engine.load().submitted < 30 {
+            yield_now().await
+        }
+    })
+    .await;
+    let full = async || refusal(&call(daemon.channel.clone(), SCORE, framed(&large(80 << 10))).await).1;
+    assert_eq!(full().await, "UPLOADS_FULL");
+    tokio::time::sleep_until(tokio::time::Instant::now() + Duration::from_secs(10)).await;
+    patiently(async { while full().await == "UPLOADS_FULL" {} }).await;
+    let status = patiently(scores.join_next()).await.unwrap().unwrap();
+    assert_eq!(refusal(&status), (Code::Aborted, "REQUEST_STALLED".into(), vec![]));
+    drop((held, gate));
 }
 
 #[tokio::test]
