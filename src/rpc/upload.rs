@@ -221,7 +221,9 @@ impl<B> Upload<B> {
     fn refuse<T>(&mut self, error: Error) -> Poll<Option<Result<T, AnyError>>> {
         self.stage = Stage::Ended;
         (self.pieces, self.share) = (BytesMut::new(), None);
-        let mut refusal = status(&error);
+        // The framework takes one that was cancelled for one that has ended.
+        let gone = || tonic::Status::unknown("the request was taken back");
+        let mut refusal = if error == Error::Cancelled { gone() } else { status(&error) };
         refusal.set_source(Arc::new(error));
         Poll::Ready(Some(Err(refusal.into())))
     }

@@ -2,10 +2,14 @@
 
 use std::sync::{Arc, Mutex};
 
+use pixeld::rpc::proto::ListModelsRequest;
 use pixeld::rpc::proto::inference::ModelInferRequest;
 use pixeld::rpc::proto::inference::grpc_inference_service_client::GrpcInferenceServiceClient;
 
-use crate::harness::{Daemon, MODEL, patiently};
+use tokio_util::sync::CancellationToken;
+
+use crate::harness::{Daemon, MODEL, connect, patiently};
+use crate::uploads::{SCORE, call_until, prefix};
 
 /// Everything that is logged.
 #[derive(Clone, Default)]
@@ -22,13 +26,48 @@ impl std::io::Write for Log {
     }
 }
 
-#[tokio::test]
-async fn requests_of_one_stream_do_not_gather_in_the_line_of_its_call() {
+/// What is logged on this thread, on which a daemon of a test runs too, until the guard is dropped.
+fn log() -> (Log, tracing::subscriber::DefaultGuard) {
     let log = Log::default();
     let writer = log.clone();
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-    // Of this thread, on which the daemon runs too.
-    let guard = tracing::subscriber::set_default(subscriber);
+    (log, tracing::subscriber::set_default(subscriber))
+}
+
+impl Log {
+    /// The line of a call to `method`, once it has ended.
+    async fn ended(&self, method: &str) -> String {
+        let line = async {
+            loop {
+                let logged = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+                match logged.lines().find(|line| line.contains("call ended") && line.contains(method)) {
+                    Some(line) => return line.to_owned(),
+                    None => tokio::task::yield_now().await,
+                }
+            }
+        };
+        patiently(line).await
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_is_taken_back_in_its_request_was_cancelled() {
+    let (log, _guard) = log();
+    let daemon = Daemon::steady().await;
+    let away = CancellationToken::new();
+    let half = vec![prefix(0, 1000), vec![b'\n'; 500].into()];
+    let call = tokio::spawn(call_until(away.clone(), connect(daemon.address), SCORE, half));
+    // It is there once a later call on a connection of its own was answered.
+    daemon.models().list_models(ListModelsRequest::default()).await.unwrap();
+    away.cancel();
+    let line = log.ended(SCORE).await;
+    assert!(line.contains("code=Cancelled"), "{line}");
+    assert!(call.await.is_err(), "it was not answered");
+}
+
+#[tokio::test]
+async fn requests_of_one_stream_do_not_gather_in_the_line_of_its_call() {
+    let (log, _guard) = log();
     let daemon = Daemon::steady().await;
     let request = |index: u32| ModelInferRequest {
         model_name: MODEL.into(),
@@ -44,17 +83,6 @@ async fn requests_of_one_stream_do_not_gather_in_the_line_of_its_call() {
         ended += u32::from(answer.infer_response.unwrap().parameters.contains_key("triton_final_response"));
     }
     assert_eq!(ended, 20);
-    let line = async {
-        loop {
-            let logged = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-            let line = logged.lines().find(|line| line.contains("call ended") && line.contains("ModelStreamInfer"));
-            match line {
-                Some(line) => return line.to_owned(),
-                None => tokio::task::yield_now().await,
-            }
-        }
-    };
-    let line = patiently(line).await;
-    drop(guard);
+    let line = log.ended("ModelStreamInfer").await;
     assert!(line.matches("request_id").count() <= 1 && line.len() < 400, "{line}");
 }

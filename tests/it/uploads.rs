@@ -24,7 +24,7 @@ use tower::ServiceExt;
 use crate::harness::{Daemon, MODEL, config, connect, patiently, read, refusal, stream as sampled};
 use crate::scoring::item;
 
-const SCORE: &str = "ScoringService/ScoreImages";
+pub(crate) const SCORE: &str = "ScoringService/ScoreImages";
 const STREAM_SCORE: &str = "ScoringService/StreamScoreImages";
 
 /// A request body made of pieces, which need not be messages.
@@ -41,7 +41,7 @@ impl<S: Stream<Item = Result<Bytes, Status>> + Unpin> Body for Pieces<S> {
 
 /// Calls a method with `pieces`, after which the client says no more, but does not end the request either until it goes
 /// `away`; reads the answer to its end.
-async fn call_until(away: CancellationToken, channel: Channel, method: &str, pieces: Vec<Bytes>) -> Status {
+pub(crate) async fn call_until(away: CancellationToken, channel: Channel, method: &str, pieces: Vec<Bytes>) -> Status {
     let gone = stream::once(Box::pin(async move { Err(away.cancelled().map(|()| Status::cancelled("gone")).await) }));
     let body = tonic::body::Body::new(Pieces(stream::iter(pieces.into_iter().map(Ok)).chain(gone)));
     let request = Request::post(format!("http://pixeld/pixeld.v1.{method}"))
@@ -64,7 +64,7 @@ async fn call(channel: Channel, method: &str, pieces: Vec<Bytes>) -> Status {
 }
 
 /// What stands before `length` bytes of a message.
-fn prefix(flag: u8, length: u32) -> Bytes {
+pub(crate) fn prefix(flag: u8, length: u32) -> Bytes {
     [&[flag][..], &length.to_be_bytes()].concat().into()
 }
 
