@@ -67,6 +67,7 @@ REFUSED = [
 # Values that only a template can refuse.
 FAILING = [
     ({"autoscaling": {"kind": "hpa", "minReplicas": 5, "maxReplicas": 2}}, "pixeld", "minReplicas"),
+    ({"rollout": {"maxSurge": 0}}, "pixeld", "rollout"),
     ({}, "1st", "1st"),
 ]
 
@@ -261,8 +262,8 @@ def kserve() -> int:
     probed = {container[probe]["grpc"]["port"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")}
     if not listens or probed != {port["containerPort"]}:
         faults.append("kserve: the runtime listens, is asked for its health, or is exposed at another port")
-    (drain,) = re.findall(r"--set=server\.drain_timeout=(\d+)s", " ".join(container["args"]))
-    if service["spec"]["predictor"]["terminationGracePeriodSeconds"] < int(drain) + 10:
+    drain = sum(map(int, re.findall(r"--set=server\.drain_(?:delay|timeout)=(\d+)s", " ".join(container["args"]))))
+    if service["spec"]["predictor"]["terminationGracePeriodSeconds"] < drain + 10:
         faults.append("kserve: a pod is killed in its drain")
     return len(documents)
 

@@ -169,10 +169,12 @@ impl App {
 
     /// Answers health, and nothing else, on the connections of `incoming`, in plain text and to everybody, until the app has
     /// ended. Must be called within a tokio runtime.
-    pub fn answer_probes<IO>(&mut self, incoming: impl Stream<Item = io::Result<IO>> + Send + 'static)
+    pub async fn answer_probes<IO>(&mut self, incoming: impl Stream<Item = io::Result<IO>> + Send + 'static)
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        // Before the first one asks.
+        self.health.report(self.fleet.catalogue()).await;
         let routes = rpc::health_services(&self.health);
         self.serve_beside(incoming, routes, self.config.server.connections, Security::default());
     }

@@ -90,7 +90,7 @@ pub const INTER_VALUE_SECONDS: Metric = seconds(
     "pixeld_inter_value_seconds",
     5e-6,
     &["model"],
-    "One decode step of one shard, with draws and what else its tick did: the time between two values of an image",
+    "From the end of one decode step of a shard to that of the next, with scoring between them: the time between two values of an image",
 );
 /// The parts of a step.
 pub const STEP_SECONDS: Metric = seconds(

@@ -55,15 +55,18 @@ impl Server {
         command.env("PIXELD__MODELS__EMBEDDED", "false").stdin(Stdio::null());
         command.args(["serve", "--listen", "127.0.0.1:0", "--set", "engine.shards=2", "--models"]).arg(folder.path());
         command.arg("--set").arg(format!("admin.listen=unix:{}", socket.display()));
-        let probes = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        command.arg("--set").arg(format!("health.listen={probes}"));
+        command.args(["--set", "health.listen=127.0.0.1:0"]);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
         let line = lines.next().unwrap();
         let url = format!("http://{}", line.strip_prefix("listening on ").expect("the first line"));
         assert_eq!(lines.next().as_deref(), Some("ready"));
         let log = BufReader::new(child.stderr.take().unwrap());
-        Self { url, probes: format!("http://{probes}"), socket, log, folder, child }
+        let mut server = Self { url, probes: String::new(), socket, log, folder, child };
+        let probes = server.logged(&["answering probes"]);
+        let bound = probes.split("bound=").nth(1).and_then(|rest| rest.split_whitespace().next());
+        server.probes = format!("http://{}", bound.expect("where it answers them"));
+        server
     }
 
     fn admin(&self, words: &[&str]) -> Output {

@@ -29,7 +29,7 @@ does to requests under way. Where that needs a token (auth.admin_tokens), it is 
 Examples:
   pixeld admin load letters
   pixeld admin reload digits --socket /run/pixeld/admin.sock
-  pixeld admin alias stable digits --endpoint http://127.0.0.1:50052
+  pixeld admin alias stable digits --endpoint http://127.0.0.1:50053
   pixeld admin log-filter info,pixeld=debug
   pixeld admin load-status --json";
 
@@ -42,7 +42,7 @@ pub(super) struct Admin {
     /// Unix socket of the server
     #[arg(long, global = true, value_name = "PATH", default_value = SOCKET)]
     socket: PathBuf,
-    /// Server to ask instead, for example http://127.0.0.1:50052
+    /// Server to ask instead, for example http://127.0.0.1:50053
     #[arg(long, global = true, value_name = "URL")]
     endpoint: Option<String>,
     /// One JSON object a line

@@ -85,8 +85,9 @@ impl Serve {
         let log = LogFilter::new(move |filter| log.set(filter));
         let mut app = packages::start(config)?.guarded(security).logging(log);
         if let Some(probes) = probes {
-            tracing::info!(address = ?probes.local_addr(), "answering probes");
-            app.answer_probes(probes);
+            let bound = probes.local_addr().map_err(|error| Failure::Internal(error.to_string()))?;
+            tracing::info!(%bound, "answering probes");
+            app.answer_probes(probes).await;
         }
         if let Some(admin) = admin {
             app.administer(admin).map_err(|error| Failure::Internal(error.to_string()))?;

@@ -153,7 +153,7 @@ impl FromStr for AdminAddress {
         let loopback =
             || text.parse().ok().filter(|address: &SocketAddr| address.ip().is_loopback()).map(Self::Loopback);
         unix.or_else(loopback).ok_or_else(|| {
-            "unix: and an absolute path, or a loopback address and a port such as 127.0.0.1:50052".to_owned()
+            "unix: and an absolute path, or a loopback address and a port such as 127.0.0.1:50053".to_owned()
         })
     }
 }

@@ -79,10 +79,13 @@ impl Core {
         if !plan.advance.is_empty() {
             // From step to step, with what lies between: that is the pace at which images come.
             let last = self.stepped.replace(now);
-            self.shard.gauges.stepped(last.map_or(outcome.sampling, |last| now.duration_since(last)));
+            let pace = last.map_or(outcome.sampling, |last| now.duration_since(last));
+            self.shard.gauges.stepped(pace);
             let images = plan.advance.len() as u32;
             let values = images * self.spec.values_per_step();
-            self.meter.stepped(outcome.sampling, joined.duration_since(began), self.network, images, values);
+            let join = joined.duration_since(began);
+            let draw = outcome.sampling.saturating_sub(join + self.network);
+            self.meter.stepped(pace, [join, self.network, draw], images, values);
         }
         if let Some(slice) = &plan.score {
             let began = now;

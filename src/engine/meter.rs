@@ -41,14 +41,11 @@ impl Meter {
         }
     }
 
-    /// A step of `images` images took `took` and decided `values` values; `join` of it went to slots and prefixes, `network` to
-    /// the network.
-    pub(super) fn stepped(&self, took: Duration, join: Duration, network: Duration, images: u32, values: u32) {
-        self.between_values.record(took);
-        let [joining, computing, drawing] = &self.phases;
-        joining.record(join);
-        computing.record(network);
-        drawing.record(took.saturating_sub(join + network));
+    /// A step of `images` images decided `values` values, `pace` after the one before it; its `phases` took so long, in the order
+    /// of their names.
+    pub(super) fn stepped(&self, pace: Duration, phases: [Duration; 3], images: u32, values: u32) {
+        self.between_values.record(pace);
+        self.phases.iter().zip(phases).for_each(|(phase, took)| phase.record(took));
         self.images.increment(images.into());
         self.values.increment(values.into());
     }

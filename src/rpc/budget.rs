@@ -17,8 +17,6 @@ use crate::error::Error;
 
 /// How long a stream may keep the memory of its largest message without one of half the size, once others find none.
 pub(super) const MOST_PAUSE: Duration = Duration::from_secs(10);
-/// Bytes of every call that are outside the budget, so that small requests find room however much is uploaded.
-pub(super) const SPARED: usize = 4 << 10;
 
 /// So many bytes, shared by all connections. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -48,7 +46,7 @@ impl Budget {
     /// Nothing of it yet, for one call.
     pub(super) fn share(&self) -> Share {
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
-        Share { budget: self.clone(), held: None, number, evicted: CancellationToken::new() }
+        Share { budget: self.clone(), held: None, number, listed: false, evicted: CancellationToken::new() }
     }
 
     /// Bytes that nobody holds.
@@ -82,16 +80,17 @@ pub(super) struct Share {
     budget: Budget,
     held: Option<OwnedSemaphorePermit>,
     number: u64,
+    /// Whether it is among the keepers.
+    listed: bool,
     evicted: CancellationToken,
 }
 
 impl Share {
-    /// Holds what `bytes` take of the budget, no more and no less. A stream says when it last needed as much.
+    /// Holds `bytes` of the budget, no more and no less. A stream says when it last needed as much.
     ///
     /// # Errors
     /// [`Error::UploadsFull`].
     pub(super) fn hold(&mut self, bytes: usize, used: Option<Instant>) -> Result<(), Error> {
-        let bytes = bytes.saturating_sub(SPARED);
         let held = self.held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
         if let Some(less) = held.checked_sub(bytes) {
             drop(self.held.as_mut().and_then(|held| held.split(less)));
@@ -108,10 +107,22 @@ impl Share {
                 None => self.held = Some(more),
             }
         }
-        if let (Some(used), true) = (used, self.held.is_some()) {
-            self.budget.keepers().insert(self.number, Keeper { bytes, used, evicted: self.evicted.clone() });
+        match used.filter(|_| bytes > 0) {
+            Some(used) => {
+                let keeper = Keeper { bytes, used, evicted: self.evicted.clone() };
+                self.budget.keepers().insert(self.number, keeper);
+                self.listed = true;
+            }
+            None => self.settle(),
         }
         Ok(())
+    }
+
+    /// Its client has sent everything: what it keeps is for us to use up.
+    pub(super) fn settle(&mut self) {
+        if std::mem::take(&mut self.listed) {
+            self.budget.keepers().remove(&self.number);
+        }
     }
 
     /// What rings when its call is to end.
@@ -122,9 +133,7 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        if self.held.is_some() {
-            self.budget.keepers().remove(&self.number);
-        }
+        self.settle();
     }
 }
 
@@ -158,21 +167,27 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_share_is_given_back_and_only_streams_lose_theirs() {
-        let budget = Budget::new(10 * SPARED);
-        let (mut call, mut stream) = (budget.share(), budget.share());
-        call.hold(6 * SPARED, None).unwrap();
-        stream.hold(5 * SPARED, Some(Instant::now())).unwrap();
-        assert_eq!(budget.free(), SPARED);
-        stream.hold(3 * SPARED, Some(Instant::now())).unwrap();
-        assert_eq!(budget.free(), 3 * SPARED);
+    async fn a_share_is_given_back_and_only_streams_that_may_send_more_lose_theirs() {
+        let budget = Budget::new(1000);
+        let [mut call, mut stream, mut sent, mut empty] = [(); 4].map(|()| budget.share());
+        let now = Some(Instant::now());
+        call.hold(300, None).unwrap();
+        stream.hold(500, now).unwrap();
+        assert_eq!(budget.free(), 200);
+        stream.hold(300, now).unwrap();
+        sent.hold(200, now).unwrap();
+        sent.settle();
+        empty.hold(100, now).unwrap();
+        empty.hold(0, now).unwrap();
+        assert_eq!(budget.free(), 200);
         tokio::time::advance(MOST_PAUSE).await;
-        let full = budget.share().hold(5 * SPARED, None).unwrap_err();
-        assert_eq!(full, Error::UploadsFull { requested: 4 * SPARED, free: 3 * SPARED, limit: 10 * SPARED });
-        assert!(stream.evicted().is_rung() && !call.evicted().is_rung());
+        let full = budget.share().hold(1000, None).unwrap_err();
+        assert_eq!(full, Error::UploadsFull { requested: 1000, free: 200, limit: 1000 });
+        assert!(stream.evicted().is_rung());
+        assert!(![&call, &sent, &empty].into_iter().any(|share| share.evicted().is_rung()));
         assert_eq!(stream.evicted().rung().now_or_never(), Some(Error::RequestStalled));
-        drop((call, stream));
-        assert_eq!(budget.free(), 10 * SPARED);
+        drop((call, stream, sent, empty));
+        assert_eq!(budget.free(), 1000);
         assert!(budget.keepers().is_empty());
     }
 }

@@ -16,6 +16,8 @@ use super::call::Verdict;
 use super::lease::{Lease, Progress};
 use crate::error::Error;
 
+/// Bytes a second that a client has to take of a large answer, beyond the silence that it may have.
+const BYTES_A_SECOND: u32 = 64 << 10;
 /// What goes to the transport at once. It keeps one of them, and one more in hand, however long the client waits; an answer that
 /// is no larger is all there.
 const PIECE: usize = 16 << 10;
@@ -32,27 +34,42 @@ impl Unary {
         told: Verdict,
     ) -> tonic::body::Body {
         let progress = Arc::new(Progress::default());
-        tonic::body::Body::new(Self(Lease::new(pieces(body), deadline, max_silence, progress, pending(), told)))
+        tonic::body::Body::new(Self(Lease::new(
+            pieces(body, max_silence),
+            deadline,
+            max_silence,
+            progress,
+            pending(),
+            told,
+        )))
     }
 }
 
-/// The frames of `body`, the large ones in pieces.
-fn pieces(body: tonic::body::Body) -> impl Stream<Item = Result<Frame<Bytes>, Error>> + Send {
-    stream::unfold((body, Bytes::new()), |(mut body, mut rest)| async move {
+/// The frames of `body`, the large ones in pieces, all of which must be taken in time: the last one keeps them all.
+fn pieces(body: tonic::body::Body, max_silence: Duration) -> impl Stream<Item = Result<Frame<Bytes>, Error>> + Send {
+    let until = tokio::time::Instant::now();
+    stream::unfold((body, Bytes::new(), until), move |(mut body, mut rest, mut until)| async move {
         if rest.is_empty() {
             let frame = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await?;
             match frame.map(Frame::into_data) {
-                Ok(Ok(data)) if data.len() > PIECE => rest = data,
-                Ok(Ok(data)) => return Some((Ok(Frame::data(data)), (body, rest))),
-                Ok(Err(trailers)) => return Some((Ok(trailers), (body, rest))),
+                Ok(Ok(data)) if data.len() > PIECE => {
+                    let allowed = max_silence + Duration::from_secs(data.len() as u64) / BYTES_A_SECOND;
+                    (rest, until) = (data, tokio::time::Instant::now() + allowed);
+                }
+                Ok(Ok(data)) => return Some((Ok(Frame::data(data)), (body, rest, until))),
+                Ok(Err(trailers)) => return Some((Ok(trailers), (body, rest, until))),
                 Err(status) => {
-                    return Some((Err(Error::EngineFault(status.message().to_owned())), (body, Bytes::new())));
+                    return Some((Err(Error::EngineFault(status.message().to_owned())), (body, Bytes::new(), until)));
                 }
             }
         }
+        if tokio::time::Instant::now() > until {
+            let late = Error::ClientTooSlow { values: 0, ranks: Vec::new() };
+            return Some((Err(late), (body, Bytes::new(), until)));
+        }
         // Copied, since a part of it would keep all of it.
         let piece = Bytes::copy_from_slice(&rest.split_to(PIECE.min(rest.len())));
-        Some((Ok(Frame::data(piece)), (body, rest)))
+        Some((Ok(Frame::data(piece)), (body, rest, until)))
     })
 }
 
@@ -137,5 +154,23 @@ mod tests {
         }
         let end = next(&mut body).await.unwrap();
         assert_eq!(Status::from_header_map(end.trailers_ref().unwrap()).unwrap().code(), Code::Aborted);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_is_taken_in_drips_is_dropped() {
+        let data = Bytes::from(vec![7; 1 << 20]);
+        let mut body = answer(data.clone(), &Verdict::default());
+        let mut pieces = 0;
+        // 30 s, and 16 for a megabyte.
+        let end = loop {
+            match next(&mut body).await.unwrap().into_data() {
+                Ok(_) => pieces += 1,
+                Err(trailers) => break trailers,
+            }
+            tokio::time::advance(MAX_SILENCE / 2).await;
+        };
+        assert_eq!(pieces, 4);
+        assert_eq!(Status::from_header_map(end.trailers_ref().unwrap()).unwrap().code(), Code::Aborted);
+        assert!(data.is_unique());
     }
 }

@@ -36,6 +36,8 @@ const LARGE: [&str; 6] = [
 ];
 /// Longest message without an image, in bytes: names, and what reflection is asked for.
 const SMALL: usize = 16 << 10;
+/// Calls whose messages are no longer take nothing of the budget, so that small requests find room however much is uploaded.
+const SPARED: usize = 4 << 10;
 /// What a byte that came counts for until its message is whole: the room for pieces grows by doubling.
 const GATHERED: usize = 2;
 /// Calls whose clients send any number of messages, and may pause between them. All others send one. Their messages are not
@@ -85,6 +87,7 @@ impl Uploads {
             stage: Stage::Due,
             pieces: BytesMut::new(),
             largest_yet: 0,
+            longest: 0,
             used: Instant::now(),
             patience: PATIENCE,
             waiting_since: None,
@@ -104,7 +107,9 @@ pub(super) struct Upload<B> {
     share: Option<Share>,
     /// What the largest message yet counts for.
     largest_yet: usize,
-    /// When a message came that counts for half as much or more.
+    /// How long the longest was.
+    longest: usize,
+    /// When a message came, or half of one, that counts for half as much or more.
     used: Instant,
     streams: bool,
     /// What a byte of a message counts for.
@@ -170,14 +175,20 @@ impl<B> Upload<B> {
         }
         let rest = if self.stage == Stage::Ended { 0 } else { all.len() - whole };
         for length in messages {
+            self.longest = self.longest.max(length);
             let counts = length.saturating_mul(self.weight);
             self.largest_yet = self.largest_yet.max(counts);
             if counts >= self.largest_yet / 2 {
                 self.used = Instant::now();
             }
         }
+        let gathered = rest.saturating_sub(PREFIX_BYTES);
+        if gathered * GATHERED >= self.largest_yet / 2 && gathered > 0 {
+            self.used = Instant::now();
+        }
         if let Some(share) = &mut self.share {
-            let bytes = self.largest_yet + rest.saturating_sub(PREFIX_BYTES) * GATHERED;
+            let small = self.longest.max(gathered) <= SPARED;
+            let bytes = if small { 0 } else { self.largest_yet + gathered * GATHERED };
             share.hold(bytes, self.streams.then_some(self.used))?;
         }
         let all = if gathering { std::mem::take(&mut self.pieces) } else { BytesMut::new() };
@@ -257,7 +268,10 @@ impl<B: Body<Data = Bytes, Error: Into<AnyError>> + Unpin> Body for Upload<B> {
                     let half = Violations::one("request", "ended in the middle of a message");
                     return this.refuse(half.into());
                 }
-                Poll::Ready(None) => return Poll::Ready(None),
+                Poll::Ready(None) => {
+                    this.share.as_mut().map(Share::settle).unwrap_or_default();
+                    return Poll::Ready(None);
+                }
                 Poll::Pending => {
                     return match this.poll_late(context) {
                         Poll::Ready(error) => this.refuse(error),
@@ -282,7 +296,7 @@ mod tests {
     use futures_util::FutureExt;
     use tokio::sync::mpsc::{Receiver, Sender, channel};
 
-    use super::super::budget::{MOST_PAUSE, SPARED};
+    use super::super::budget::MOST_PAUSE;
     use super::*;
 
     const UNARY: &str = "/pixeld.v1.ScoringService/ScoreImages";
@@ -333,7 +347,7 @@ mod tests {
 
     #[tokio::test]
     async fn lists_of_packed_numbers_count_with_what_they_become() {
-        for (length, requested) in [(40_000, None), (60_000, Some(480_000 - SPARED))] {
+        for (length, requested) in [(40_000, None), (60_000, Some(480_000))] {
             let (feed, mut upload) = upload(&uploads(), "/inference.GRPCInferenceService/ModelInfer");
             feed.send(message(0, length, length as usize)).await.unwrap();
             match (next(&mut upload).await, requested) {
@@ -412,7 +426,7 @@ mod tests {
                 feed.send(message(0, length, length as usize)).await.unwrap();
                 assert!(next(&mut upload).await.is_ok());
             }
-            assert_eq!(LIMIT - uploads.budget.free(), 100_000 - SPARED, "{path}");
+            assert_eq!(LIMIT - uploads.budget.free(), 100_000, "{path}");
             drop(upload);
             assert_eq!(LIMIT, uploads.budget.free(), "given back");
         }
@@ -447,13 +461,13 @@ mod tests {
         let (feed, mut upload) = upload(&uploads, UNARY);
         feed.send(message(0, 100_000, 5000)).await.unwrap();
         assert!(next(&mut upload).now_or_never().is_none(), "half a message is nobody's");
-        assert_eq!(LIMIT - uploads.budget.free(), 2 * 5000 - SPARED);
+        assert_eq!(LIMIT - uploads.budget.free(), 2 * 5000);
         feed.send(vec![7; 90_000]).await.unwrap();
         assert!(next(&mut upload).now_or_never().is_none());
-        assert_eq!(LIMIT - uploads.budget.free(), 2 * 95_000 - SPARED);
+        assert_eq!(LIMIT - uploads.budget.free(), 2 * 95_000);
         feed.send(vec![7; 5000]).await.unwrap();
         assert_eq!(next(&mut upload).await.unwrap().unwrap().len(), 100_005);
-        assert_eq!(LIMIT - uploads.budget.free(), 100_000 - SPARED, "what it is, once it is whole");
+        assert_eq!(LIMIT - uploads.budget.free(), 100_000, "what it is, once it is whole");
     }
 
     #[tokio::test]
@@ -466,14 +480,16 @@ mod tests {
         }
         for (length, taken) in [(SPARED, true), (SPARED + 1, false)] {
             let (feed, mut upload) = upload(&uploads, UNARY);
-            feed.send(message(0, length as u32, length)).await.unwrap();
+            // In two parts.
+            feed.send(message(0, length as u32, length - 1)).await.unwrap();
+            feed.send(vec![7]).await.unwrap();
             assert_eq!(next(&mut upload).await.is_ok(), taken, "{length}");
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn streams_that_keep_memory_without_need_give_it_to_those_who_want_it() {
-        let uploads = Uploads::new(3 * (LARGEST - SPARED) + 1000, LARGEST);
+        let uploads = Uploads::new(3 * LARGEST + 1000, LARGEST);
         let want = async |length: u32| {
             let (feed, mut upload) = upload(&uploads, UNARY);
             feed.send(message(0, length, length as usize)).await.unwrap();
@@ -495,12 +511,11 @@ mod tests {
         // One needs it; the other sends what needs little, and has begun another.
         busy.0.send(message(0, less, less as usize)).await.unwrap();
         assert!(next(&mut busy.1).await.is_ok());
-        let (feed, mut upload) = large;
-        feed.send([message(0, 10, 10), vec![0]].concat()).await.unwrap();
-        assert!(next(&mut upload).await.is_ok());
+        let mut large = large;
+        large.0.send([message(0, 10, 10), vec![0]].concat()).await.unwrap();
+        assert!(next(&mut large.1).await.is_ok());
         tokio::time::advance(Duration::from_secs(1)).await;
         assert!(want(largest).await.is_err());
-        let large = (feed, upload);
         assert!(evicted(&large), "although it is in the midst of a message");
         assert!(
             ![&busy, &smaller, &small, &tiny].into_iter().any(evicted),
@@ -510,6 +525,15 @@ mod tests {
         assert_eq!(large.1.evicted().rung().await, Error::RequestStalled);
         drop(large);
         assert!(want(largest).await.is_ok(), "others have it now");
+        // What has just begun is not kept for long, however long the stream is there.
+        let (feed, mut upload) = upload(&uploads, STREAMS[0]);
+        feed.send(message(0, 100, 100)).await.unwrap();
+        assert!(next(&mut upload).await.is_ok());
+        tokio::time::advance(MOST_PAUSE * 2).await;
+        feed.send(message(0, largest, 40_000)).await.unwrap();
+        assert!(next(&mut upload).now_or_never().is_none());
+        assert!(want(largest).await.is_err());
+        assert!(!upload.evicted().is_rung() && evicted(&busy));
     }
 
     #[tokio::test]

@@ -89,7 +89,7 @@ async fn probes_need_neither_certificate_nor_token_and_get_health_alone_until_th
     let gate = Gate::default();
     let model = Steady::new(MODEL, shape(), 1, &gate);
     let mut app = App::start(config.clone(), vec![Source::new(MODEL, move || Ok(Box::new(model)))]).guarded(security);
-    app.answer_probes(probes);
+    app.answer_probes(probes).await;
     let (stop, stopped) = oneshot::channel::<()>();
     let served = tokio::spawn(app.serve(clients, async { _ = stopped.await }));
 
