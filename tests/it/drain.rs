@@ -199,7 +199,8 @@ async fn what_is_cut_at_the_limit_hears_that_the_server_ended() {
     let mut config = config();
     config.server.drain_timeout = Duration::from_millis(500);
     let (mut daemon, gate) = Daemon::gated(1, config).await;
-    // A step now and then: far from enough for all.
+    // A step now and then, from the first on: far from enough for all.
+    gate.allow(1);
     let stepping = tokio::spawn(async move {
         let mut ticks = tokio::time::interval(Duration::from_millis(20));
         loop {
