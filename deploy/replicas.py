@@ -140,6 +140,12 @@ class Replica:
         return self.read(f'pixeld_values_sampled_total{{model="{MODEL}"}}')
 
 
+def envoy() -> str:
+    """Where Envoy is, fetched before if it is not there: that takes the network, which the clients' namespace has not."""
+    setup = [sys.executable, str(REPOSITORY / "scripts" / "setup.py"), "--print", "envoy"]
+    return subprocess.run(setup, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+
+
 def start_proxy(kind: str, hosts: Hosts, replicas: list[Replica], out: Path) -> subprocess.Popen[bytes]:
     """Runs the configuration that ships, with the addresses of these hosts put into it."""
     file = DEPLOY / "proxy" / {"envoy": "envoy.yaml", "haproxy": "haproxy.cfg"}[kind]
@@ -157,9 +163,7 @@ def start_proxy(kind: str, hosts: Hosts, replicas: list[Replica], out: Path) -> 
             "\n".join(endpoint.format(*replica.target.split(":")) for replica in replicas))
         put(r"STRICT_DNS", "STATIC")
         put(r"port_value: 50050", f"port_value: {port}")
-        setup = [sys.executable, str(REPOSITORY / "scripts" / "setup.py"), "--print", "envoy"]
-        found = subprocess.run(setup, check=True, stdout=subprocess.PIPE, text=True)
-        command = [f"{found.stdout.strip()}/envoy/_bin/envoy", "--log-level", "warn", "--concurrency", "1", "--base-id",
+        command = [f"{envoy()}/envoy/_bin/envoy", "--log-level", "warn", "--concurrency", "1", "--base-id",
                    str(os.getpid() % 30000), "-c"]
     else:
         server = "    server replica-{0} {1} port {2}"
@@ -443,6 +447,8 @@ def main() -> None:
     if not arguments.binary.is_file():
         sys.exit(f"replicas: there is no {arguments.binary}: make build")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if arguments.proxy == "envoy":
+        envoy()
     if arguments.hosts == "namespaces" and not arguments.inside:
         hosts = Hosts(f"pixeld-{os.getpid()}")
         try:
