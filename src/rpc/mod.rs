@@ -1,9 +1,10 @@
 //! The wire: the only users of tonic and prost. Services, conversions, one table of statuses, streams, connections.
 //!
 //! A request passes `listen` and `connection` (TLS, HTTP/2, how long it lasts), `call` (token, deadline, span, log) and
-//! `upload` (bounds on what is sent), a service (`generation`, `scoring`, `models`; `admin` on connections of its own, `socket`),
-//! `convert` (what came) and the engine's handle; its answer passes `stream` or `score_stream`, `answer` (what goes) and
-//! `lease` (who reads it); `load_report` tells balancers at its end how busy this is. Errors become statuses in `status` alone.
+//! `upload` (bounds on what is sent, in memory that all share, `budget`), a service (`generation`, `scoring`, `models`; `admin`
+//! on connections of its own, `socket`), `convert` (what came) and the engine's handle; its answer passes `stream` or
+//! `score_stream`, `answer` (what goes) and `lease` (who reads it; answers of one message come to it through `unary`);
+//! `load_report` tells balancers at its end how busy this is. Errors become statuses in `status` alone.
 //! `messages` reads what a service would, for fuzzing.
 
 mod admin;

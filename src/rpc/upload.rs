@@ -269,7 +269,9 @@ impl<B: Body<Data = Bytes, Error: Into<AnyError>> + Unpin> Body for Upload<B> {
                     return this.refuse(half.into());
                 }
                 Poll::Ready(None) => {
-                    this.share.as_mut().map(Share::settle).unwrap_or_default();
+                    if let Some(share) = &mut this.share {
+                        share.settle();
+                    }
                     return Poll::Ready(None);
                 }
                 Poll::Pending => {
